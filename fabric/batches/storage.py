@@ -1,0 +1,154 @@
+"""File bytes on disk: written under a temporary name, on the disk for good before they get their own.
+
+A file's name is its id, which the fabric made itself: no caller's text becomes a path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fabric.contracts.errors import NotFound, TooLarge
+from fabric.contracts.ids import is_id
+
+_WRITE_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """``path``: name inside the directory. ``lines``: those that aren't blank."""
+
+    path: str
+    bytes: int
+    lines: int
+
+
+class LineCounter:
+    """Counts the lines of a text that comes in pieces, without those that are blank."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self._begun = False
+
+    def add(self, piece: bytes) -> None:
+        *ended, last = piece.split(b"\n")
+        for part in ended:
+            if self._begun or (part and not part.isspace()):
+                self._ended += 1
+            self._begun = False
+        if last and not last.isspace():
+            self._begun = True
+
+    @property
+    def lines(self) -> int:
+        return self._ended + self._begun
+
+
+class Storage:
+    """Files in one directory, which gateways and recorders share."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def location(self, path: str) -> Path:
+        """
+        Raises:
+            NotFound: not the name of a file of the fabric.
+        """
+        if not is_id(path, "file"):
+            raise NotFound("The file has no content.")
+        return self.directory / path
+
+    async def save(self, file_id: str, chunks: AsyncIterable[bytes], *, limit_bytes: int) -> Stored:
+        """Writes what comes, in bounded memory. Nothing is left behind when it fails.
+
+        Raises:
+            TooLarge: more than ``limit_bytes``.
+        """
+        counter = LineCounter()
+        size = 0
+        with self.writing(file_id) as file:
+
+            def write(piece: bytes) -> None:
+                counter.add(piece)
+                file.write(piece)
+
+            waiting = bytearray()
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise TooLarge(f"The file has more than {limit_bytes:,} bytes; split it.", param="file")
+                waiting += chunk
+                if len(waiting) >= _WRITE_BYTES:
+                    await asyncio.to_thread(write, bytes(waiting))
+                    waiting.clear()
+            await asyncio.to_thread(write, bytes(waiting))
+            await asyncio.to_thread(_to_disk, file)
+        return Stored(file_id, size, counter.lines)
+
+    @contextmanager
+    def writing(self, file_id: str) -> Iterator[BinaryIO]:
+        """A new file that appears whole, or not at all when the block fails."""
+        target = self.location(file_id)
+        partial = self.directory / f"{_PARTIAL}{file_id}-{secrets.token_hex(4)}"
+        try:
+            with partial.open("wb") as file:
+                yield file
+                _to_disk(file)
+            partial.replace(target)
+            self._directory_to_disk()
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _directory_to_disk(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def read(self, path: str) -> AsyncIterator[bytes]:
+        """
+        Raises:
+            NotFound: its bytes are gone.
+        """
+        file = await asyncio.to_thread(self.open, path)
+        with file:
+            while piece := await asyncio.to_thread(file.read, _READ_BYTES):
+                yield piece
+
+    def open(self, path: str) -> BinaryIO:
+        """
+        Raises:
+            NotFound: its bytes are gone.
+        """
+        try:
+            return self.location(path).open("rb")
+        except FileNotFoundError:
+            raise NotFound("The file's content is gone from the files directory.") from None
+
+    def remove(self, path: str) -> None:
+        self.location(path).unlink(missing_ok=True)
+
+    def sweep(self, now_s: float, *, older_s: float = 86_400) -> None:
+        """Removes what crashed writers left behind."""
+        for partial in self.directory.glob(f"{_PARTIAL}*"):
+            try:
+                if partial.stat().st_mtime < now_s - older_s:
+                    partial.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,175 @@
+"""``fabric batch``: files of requests, through the Batch API."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import click
+
+from fabric.cli.output import json_option, print_json
+from fabric.contracts.errors import Conflict, FabricError, NotFound
+
+if TYPE_CHECKING:
+    from fabric.client import Batch, Client
+
+#: Between two lines of progress where no terminal shows a bar.
+_SAY_S = 5.0
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def batch() -> None:
+    """Run files of requests: one JSON object a line, as OpenAI's Batch API takes them."""
+
+
+@batch.command()
+@click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=_file, help="Where the answers go.")
+@click.option("--errors", type=_file, help="Where the errors go. [default: OUT.errors.jsonl]")
+@click.option("--endpoint", help="Where the lines go. [default: the first line's]")
+@json_option
+def run(source: Path, output: Path, errors: Path | None, endpoint: str | None, as_json: bool) -> int:
+    """Run a file, wait, and fetch the answers.
+
+    OUT.jsonl.batch.json remembers the batch: after Ctrl-C or a crash the same command goes on where
+    it was, and never starts the same work twice. Remove that file to run the input again.
+    """
+    from fabric.client import Client
+
+    with Client() as client:
+        checkpoint = Checkpoint.of(source, output)
+        started = checkpoint.begin(client, source, endpoint)
+        try:
+            started.wait(progress=None if sys.stderr.isatty() else _plain(started.id))
+        except KeyboardInterrupt:
+            hint = f"the same command goes on waiting, `fabric batch cancel {started.id}` stops it"
+            click.echo(f"{started.id} goes on: {hint}", err=True)
+            raise
+        _fetch(client, started, output, errors or output.with_suffix(".errors.jsonl"), named=errors is not None)
+    if as_json:
+        print_json(started.values)
+    return _verdict(started)
+
+
+@batch.command()
+@click.argument("batch_id")
+@json_option
+def cancel(batch_id: str, as_json: bool) -> None:
+    """Stop a batch. What is finished stays."""
+    from fabric.client import Client
+
+    with Client() as client:
+        cancelled = client.get_batch(batch_id).cancel()
+    print_json(cancelled.values) if as_json else click.echo(f"{batch_id} {cancelled.status}")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a run has done so far, kept beside its output. Written before each step that must not be done twice."""
+
+    path: Path
+    input_sha256: str
+    idempotency_key: str
+    file_id: str | None = None
+    batch_id: str | None = None
+
+    @classmethod
+    def of(cls, source: Path, output: Path) -> Checkpoint:
+        """The one that is there, else a new one.
+
+        Raises:
+            Conflict: the one that is there is of another input.
+        """
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        path = output.with_name(f"{output.name}.batch.json")
+        try:
+            known = cls(path=path, **json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
+            return cls(path, digest, f"batch-run-{uuid4().hex}").save()
+        except (ValueError, TypeError):
+            raise Conflict(f"{path} can't be read: remove it to start anew.") from None
+        if known.input_sha256 != digest:
+            raise Conflict(f"{path} belongs to another input: remove it, or choose another output file.")
+        return known
+
+    def begin(self, client: Client, source: Path, endpoint: str | None) -> Batch:
+        """The batch of this run: the one that is known, or a new one.
+
+        Raises:
+            NotFound: the fabric doesn't know the one that is known here.
+        """
+        from fabric._client_wire import endpoint_of
+
+        if self.batch_id:
+            try:
+                return client.get_batch(self.batch_id)
+            except NotFound:
+                raise NotFound(
+                    f"This fabric has no batch {self.batch_id}: remove {self.path} to run the input anew."
+                ) from None
+        file_id = self.file_id or client.upload(source)
+        uploaded = replace(self, file_id=file_id).save()
+        started = client.create_batch(file_id, endpoint or endpoint_of(source), idempotency_key=self.idempotency_key)
+        replace(uploaded, batch_id=started.id).save()
+        return started
+
+    def save(self) -> Checkpoint:
+        values = {name: value for name, value in asdict(self).items() if name != "path"}
+        _replace(self.path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n", "utf-8"))
+        return self
+
+
+def _plain(name: str) -> Callable[[int, int | None], None]:
+    """Progress as lines: not too many, and always the last."""
+    said: dict[str, Any] = {"at": 0.0, "done": -1}
+
+    def say(done: int, total: int | None) -> None:
+        if done != said["done"] and (done == total or time.monotonic() - said["at"] >= _SAY_S):
+            said.update(at=time.monotonic(), done=done)
+            click.echo(f"{name}: {done} of {total or '?'} lines", err=True)
+
+    return say
+
+
+def _fetch(client: Client, ended: Batch, output: Path, errors: Path, *, named: bool) -> None:
+    """Writes whole files or none: a reader never sees half of one."""
+    _download(client, ended.values.get("output_file_id"), output)
+    if named or errors.exists() or ended.values.get("error_file_id"):
+        _download(client, ended.values.get("error_file_id"), errors)
+    counts = ended.values.get("request_counts") or {}
+    click.echo(
+        f"{ended.id} {ended.status}: {counts.get('completed', 0)} answers in {output}, "
+        f"{counts.get('failed', 0)} errors" + (f" in {errors}" if ended.values.get("error_file_id") else ""),
+        err=True,
+    )
+
+
+def _download(client: Client, file_id: str | None, path: Path) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for chunk in client.content(file_id) if file_id else ():
+                file.write(chunk)
+
+    _replace(path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _verdict(ended: Batch) -> int:
+    if ended.status == "completed":
+        return 0
+    reasons = [problem["message"] for problem in (ended.values.get("errors") or {}).get("data", ())]
+    raise FabricError(f"{ended.id} {ended.status}. {' '.join(reasons[:3])}".rstrip())

@@ -1,0 +1,180 @@
+"""``fabric up`` without its command line: every process of the fabric on one machine.
+
+Started in the order in which they need each other, stopped the other way round: the API first, so
+that nothing new comes in, then the workers while the rest still serves them, the store last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fabric
+from fabric.cli import data_dir, embedded, listen
+from fabric.cli.child import BACKOFF, Backoff, Program
+from fabric.cli.journal import Journal
+from fabric.cli.supervisor import Supervisor
+from fabric.contracts.catalog import TIERS
+from fabric.contracts.errors import ConfigError
+from fabric.settings import Settings
+from fabric.store.embedded import server_command
+
+#: How the processes are called: this very code, whatever lies in the working directory.
+_FABRIC = (sys.executable, "-P", "-m", "fabric.cli")
+#: Deaths in a row at the start after which the embedded store counts as broken.
+_STORE_TRIES = 3
+_LOOK_S = 0.1
+
+
+class FabricUp:
+    """One run. ``environ`` is what the processes get; it must lead them to the same settings."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        environ: Mapping[str, str],
+        *,
+        command: tuple[str, ...] = _FABRIC,
+        backoff: Backoff = BACKOFF,
+    ) -> None:
+        self._settings = settings
+        self._command = command
+        self._journal = journal
+        self._listener = listen.bind(settings.host, settings.port)
+        self._url = listen.url(self._listener)
+        self._supervisor = Supervisor(journal, _child_environ(environ), backoff=backoff, changed=self._write_run)
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._interrupts = 0
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until SIGINT, SIGTERM or SIGHUP; a second one doesn't wait for what is running.
+
+        Raises:
+            ConfigError: a process can't run as configured. Everything else has been stopped.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._interrupt)
+        try:
+            await self._unless_stopped(self._bring_up())
+            if not self._stop.is_set():
+                self._say(f"ready on {self._url} (log: {self._settings.data_dir / 'fabric.log'}; Ctrl-C stops)")
+                await self._unless_stopped(self._supervisor.failed())
+        finally:
+            await self._drain()
+            data_dir.remove_run(self._settings.data_dir)
+
+    async def _bring_up(self) -> None:
+        self._settings.files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._settings.socket:
+            await self._start_store(self._settings.socket)
+        await self._supervisor.run(self._program("migrate"))
+        for program in (self._program("scheduler"), self._program("recorder"), *self._workers(), self._api()):
+            self._supervisor.start(program)
+        await _ready(self._listener.getsockname())
+
+    async def _start_store(self, path: Path) -> None:
+        await embedded.clear(path, self._settings.data_dir)
+        folder = self._settings.data_dir / "valkey"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Valkey writes its data at every change; what it does on SIGTERM takes milliseconds.
+        child = self._supervisor.start(Program("valkey", tuple(server_command(path, folder)), grace_s=30))
+        answering = asyncio.create_task(embedded.ready(path))
+        try:
+            while not answering.done():
+                if child.failures >= _STORE_TRIES:
+                    raise ConfigError(f"The embedded Valkey doesn't start. {child.last_words()}")
+                await asyncio.wait([answering], timeout=_LOOK_S)
+        finally:
+            answering.cancel()
+
+    def _workers(self) -> list[Program]:
+        catalog = self._settings.catalog
+        return [self._program("worker", tier, name=f"worker-{tier}") for tier in TIERS if catalog.of_tier(tier)]
+
+    def _api(self) -> Program:
+        # The supervisor keeps the socket open: while the API restarts, callers wait instead of being refused.
+        descriptor = self._listener.fileno()
+        return self._program("api", "--fd", str(descriptor), fds=(descriptor,))
+
+    def _program(self, *arguments: str, name: str = "", fds: tuple[int, ...] = ()) -> Program:
+        # A little more than the process gives itself, so that it can say what it left behind.
+        return Program(name or arguments[0], (*self._command, *arguments), grace_s=self._settings.drain_s + 5, fds=fds)
+
+    async def _unless_stopped(self, work: Awaitable[Any]) -> None:
+        """Waits for ``work``, or for the end of the run. Raises what ``work`` or a failed program raises."""
+        tasks = [asyncio.ensure_future(w) for w in (work, self._stop.wait(), self._supervisor.failed())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        self._listener.close()
+        workers = [name for name in self._supervisor.children if name.startswith("worker-")]
+        for names in (["api"], workers, ["scheduler"], ["recorder"], ["valkey"]):
+            await self._supervisor.stop(names)
+        if self._settings.socket:
+            embedded.tidy(self._settings.socket, self._settings.data_dir)
+        self._say("stopped")
+
+    def _interrupt(self) -> None:
+        self._interrupts += 1
+        self._stop.set()
+        if self._interrupts == 1:
+            self._say("stopping; what runs is finished first (again to stop at once)")
+        else:
+            self._say("stopping at once")
+            self._supervisor.kill()
+
+    def _write_run(self) -> None:
+        if self._listener.fileno() < 0:
+            return  # draining: the file goes away with the last process
+        host, port = self._listener.getsockname()[:2]
+        processes = {
+            name: {"pid": child.pid, "restarts": child.restarts} for name, child in self._supervisor.children.items()
+        }
+        values = {"supervisor": os.getpid(), "url": self._url, "host": host, "port": port, "started_at": self._started}
+        data_dir.write_run(self._settings.data_dir, {**values, "processes": processes})
+
+    def _say(self, message: str) -> None:
+        self._journal.write("fabric", "INFO", message)
+
+
+def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """``-P`` keeps the working directory off the path; this puts the fabric's own place on it."""
+    root = str(Path(fabric.__file__).parent.parent)
+    paths = [root, *filter(None, [environ.get("PYTHONPATH")])]
+    return {**environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
+async def _ready(address: tuple[Any, ...]) -> None:
+    while True:
+        if await _answers(address):
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _answers(address: tuple[Any, ...]) -> bool:
+    """Whether ``GET /health/ready`` is answered with 200. Waits while nobody serves the socket."""
+    with suppress(OSError):
+        reader, writer = await asyncio.open_connection(*address[:2])
+        try:
+            writer.write(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return b" 200 " in await reader.readline()
+        finally:
+            writer.close()
+    return False

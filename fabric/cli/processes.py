@@ -1,0 +1,123 @@
+"""The processes of the fabric, one command each. ``fabric up`` runs all of them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import click
+
+from fabric.cli.start import begin, config_option, host_option, port_option
+
+log = logging.getLogger(__name__)
+
+#: How long an idle connection stays open: longer than clients keep theirs, so that no request meets a
+#: connection that is just being closed.
+_KEEP_ALIVE_S = 75
+
+
+@click.command()
+@config_option
+@host_option
+@port_option
+@click.option("--fd", type=int, hidden=True, help="A listening socket that is already open.")
+def api(config: Path | None, host: str | None, port: int | None, fd: int | None) -> None:
+    """Run the HTTP API."""
+    from fabric.cli import listen
+
+    settings = begin(config, host=host, port=port)
+    listen.only_loopback(settings.host)
+    import uvicorn
+
+    from fabric.gateway import GatewaySettings, create_app
+
+    gateway = GatewaySettings(
+        catalog=settings.catalog,
+        redis_url=settings.redis_url,
+        database_url=settings.database_url,
+        files_dir=settings.files_dir,
+    )
+    app = create_app(gateway)
+    listener = listen.bind(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )
+    )
+    log.info("the API listens on %s", listen.url(listener))
+    server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(1)
+
+
+@click.command()
+@config_option
+def scheduler(config: Path | None) -> None:
+    """Run the scheduler."""
+    settings = begin(config)
+    from scheduler import service
+
+    service.run(
+        redis_url=settings.redis_url, broker_url=settings.broker_url, catalog=settings.catalog, stop=_stop_on_signals()
+    )
+
+
+@click.command()
+@click.argument("tier", type=click.Choice(["cpu", "gpu", "cloud"]))
+@config_option
+@click.option("--name", help="How Celery's tools show this worker. [default: the tier]")
+def worker(tier: str, config: Path | None, name: str | None) -> int:
+    """Run a worker of one tier: cpu, gpu or cloud."""
+    settings = begin(config)
+    from celery.platforms import SecurityWarning
+
+    from fabric.contracts.errors import ConfigError
+    from workers import service
+
+    # Celery warns of root because of pickled messages; ours are JSON and nothing else is accepted.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    deployments = [d for d in settings.catalog.by_deployment.values() if d.tier == tier]
+    if not deployments:
+        raise ConfigError(f"The catalogue has no deployment of tier {tier}: add one to `models` in fabric.yaml.")
+    return service.run(
+        redis_url=settings.redis_url,
+        broker_url=settings.broker_url,
+        tier=tier,
+        deployments=deployments,
+        name=name,
+        grace_s=settings.drain_s,
+        log_level=settings.log_level,
+    )
+
+
+@click.command()
+@config_option
+def migrate(config: Path | None) -> None:
+    """Bring the ledger's tables up to date."""
+    settings = begin(config)
+    from fabric.ledger import upgrade
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    upgrade(settings.database_url)
+    log.info("the ledger's tables are up to date")
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -1,0 +1,218 @@
+"""The errors of the fabric: whose fault, whether to try again here, whether to go elsewhere.
+
+Every error that leaves a process is one of these. ``ErrorInfo`` is its form on the wire and in
+the job record; ``FabricError`` its form as an exception. Messages say what to do and never hold
+prompt text, keys or payloads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+Fault = Literal["caller", "policy", "engine", "provider", "fabric"]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """What went wrong with a request or an attempt, as stored and as sent."""
+
+    message: str
+    code: str
+    type: str
+    status: int
+    fault: Fault
+    param: str | None = None
+    retry: bool = False
+    fall_back: bool = False
+    retry_after_s: float | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI error shape."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class FabricError(Exception):
+    """Base of all errors that the fabric raises on purpose."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    fault: ClassVar[Fault] = "fabric"
+    retry: ClassVar[bool] = False
+    fall_back: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.error_code = code or self.code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(
+            message=self.message,
+            code=self.error_code,
+            type=self.type,
+            status=self.status,
+            fault=self.fault,
+            param=self.param,
+            retry=self.retry,
+            fall_back=self.fall_back,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+# The caller's fault: never retried, never falls back.
+
+
+class InvalidRequest(FabricError):
+    """The request can't be understood or asks for something that the fabric doesn't do."""
+
+    status, type, code, fault = 400, "invalid_request_error", "invalid_request", "caller"
+
+
+class NotAuthenticated(FabricError):
+    """No key, or one that is unknown, expired or revoked."""
+
+    status, type, code, fault = 401, "authentication_error", "invalid_api_key", "caller"
+
+
+class NotFound(FabricError):
+    """No such thing, or not this tenant's."""
+
+    status, type, code, fault = 404, "invalid_request_error", "not_found", "caller"
+
+
+class ModelNotFound(NotFound):
+    """The model isn't in the catalogue."""
+
+    code = "model_not_found"
+
+
+class Conflict(FabricError):
+    """The thing is in a state that doesn't allow this."""
+
+    status, type, code, fault = 409, "invalid_request_error", "conflict", "caller"
+
+
+class TooLarge(FabricError):
+    """A body, file or batch over its limit."""
+
+    status, type, code, fault = 413, "invalid_request_error", "request_too_large", "caller"
+
+
+class ContextOverflow(FabricError):
+    """Prompt plus answer don't fit the deployment's context window."""
+
+    status, type, code, fault = 400, "invalid_request_error", "context_length_exceeded", "caller"
+    fall_back = True
+
+
+class Cancelled(FabricError):
+    """The caller cancelled the job or went away."""
+
+    status, type, code, fault = 499, "cancelled", "cancelled", "caller"
+
+
+# Policy: nowhere to run, or not any more.
+
+
+class NoEligibleDeployment(FabricError):
+    """Every candidate was eliminated; the message lists why."""
+
+    status, type, code, fault = 422, "policy_error", "no_eligible_deployment", "policy"
+
+
+class DeadlineExceeded(FabricError):
+    """The deadline passed before the job was finished."""
+
+    status, type, code, fault = 504, "timeout_error", "deadline_exceeded", "policy"
+
+
+class Busy(FabricError):
+    """The backlog is full: come back later."""
+
+    status, type, code, fault = 429, "rate_limit_error", "backlog_full", "policy"
+
+
+# Engines and providers.
+
+
+class EngineError(FabricError):
+    """The engine failed on this request; another try may work."""
+
+    status, type, code, fault = 502, "engine_error", "engine_error", "engine"
+    retry, fall_back = True, True
+
+
+class EngineRejected(FabricError):
+    """The engine understood the request and refused it: the same request fails again."""
+
+    status, type, code, fault = 400, "invalid_request_error", "engine_rejected", "caller"
+
+
+class EngineUnavailable(EngineError):
+    """The engine isn't there (not started, crashed, being restarted)."""
+
+    status, code = 503, "engine_unavailable"
+
+
+class WorkerLost(EngineError):
+    """The worker that ran the job died."""
+
+    status, code = 502, "worker_lost"
+
+
+class StreamBroken(EngineError):
+    """The stream ended after its first token and before its last; it can't be resumed elsewhere."""
+
+    status, code = 502, "stream_broken"
+    retry, fall_back = False, False
+
+
+class ProviderError(FabricError):
+    """A hosted API failed."""
+
+    status, type, code, fault = 502, "provider_error", "provider_error", "provider"
+    retry, fall_back = True, True
+
+
+# Ours.
+
+
+class Unavailable(FabricError):
+    """A part of the fabric (broker, ledger) can't be reached right now."""
+
+    status, type, code = 503, "server_error", "unavailable"
+    retry = True
+
+
+class ConfigError(FabricError):
+    """A setting, file or environment variable is wrong; the message names it and says what to do."""
+
+    code = "configuration_error"
+
+
+class ModelFileError(ConfigError):
+    """A model file is missing, cut short or not in the format that the engine reads."""
+
+    code = "model_file_error"

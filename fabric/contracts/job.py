@@ -1,0 +1,177 @@
+"""The job: what was asked (``JobSpec``, never changes) and what has become of it (``JobState``).
+
+    queued ──dispatch──▶ dispatched ──claim──▶ running ──commit──▶ succeeded | failed | cancelled
+      ▲                      │                    │
+      └──────requeue─────────┴────────fail────────┘          queued ──▶ expired | cancelled
+                                                  └─park──▶ dead ──replay──▶ queued
+
+``fabric/store/scripts`` holds one Lua script per arrow; ``TRANSITIONS`` is the same picture as a
+table, and the store's tests check the scripts against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import orjson
+
+from fabric.contracts.catalog import Privacy
+
+Priority = Literal["interactive", "standard", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+#: How long a job of each class may wait before it counts as overdue, in milliseconds: the due
+#: time of a job without a deadline. Smaller goes first inside a class.
+DUE_MS: dict[Priority, int] = {"interactive": 2_000, "standard": 60_000, "batch": 86_400_000}
+
+
+class JobState(StrEnum):
+    """Every state, in one line each."""
+
+    QUEUED = "queued"  #: in the backlog, or waiting for its retry
+    DISPATCHED = "dispatched"  #: sent to a tier queue, not yet claimed by a worker
+    RUNNING = "running"  #: claimed by a worker
+    SUCCEEDED = "succeeded"  #: committed with a result
+    FAILED = "failed"  #: committed with an error that no further try can mend
+    CANCELLED = "cancelled"  #: stopped on request
+    EXPIRED = "expired"  #: its deadline passed first
+    DEAD = "dead"  #: parked: out of tries or candidates; waits for replay or drop
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED = frozenset(
+    {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DEAD}
+)
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset(
+        {JobState.DISPATCHED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED, JobState.DEAD}
+    ),
+    JobState.DISPATCHED: frozenset(
+        {JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED, JobState.EXPIRED}
+    ),
+    JobState.RUNNING: frozenset(
+        {
+            JobState.SUCCEEDED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+            JobState.EXPIRED,
+            JobState.DEAD,
+            JobState.QUEUED,
+        }
+    ),
+    JobState.DEAD: frozenset({JobState.QUEUED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.EXPIRED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What the caller asked, without the payload. Times are milliseconds since the epoch."""
+
+    id: str
+    endpoint: Endpoint
+    model: str
+    tenant: str = "default"
+    key_id: str | None = None
+    privacy: Privacy = "internal"
+    priority: Priority = "interactive"
+    policy: str | None = None
+    deadline_ms: int | None = None
+    max_cost_usd: float | None = None
+    tags: tuple[str, ...] = ()
+    stream: bool = False
+    needs: tuple[str, ...] = ()  #: capabilities that a deployment must have
+    prompt_tokens: int = 0  #: estimate
+    max_output_tokens: int | None = None
+    batch_id: str | None = None
+    line_no: int | None = None
+    custom_id: str | None = None
+
+    @property
+    def lane(self) -> str:
+        """The backlog lane: jobs of one class, tenant and model wait in one line."""
+        return f"{self.priority}|{self.tenant}|{self.model}"
+
+    def dump(self) -> bytes:
+        """Compact JSON: what equals its default is left out."""
+        return orjson.dumps(
+            {name: value for name in _SPEC_NAMES if (value := getattr(self, name)) != _SPEC_DEFAULTS.get(name)}
+        )
+
+    @classmethod
+    def load(cls, data: bytes | str) -> JobSpec:
+        values = orjson.loads(data)
+        for name in ("tags", "needs"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+
+_SPEC_DEFAULTS: dict[str, Any] = asdict(
+    JobSpec(id="", endpoint="/v1/chat/completions", model="")
+)
+_SPEC_NAMES = tuple(_SPEC_DEFAULTS)
+for _required in ("id", "endpoint", "model"):
+    del _SPEC_DEFAULTS[_required]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine reported them. ``cached_input`` is a part of ``input``."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What a worker measured of one attempt. Times in seconds, on the worker's own clock."""
+
+    engine_s: float = 0.0
+    first_token_s: float | None = None
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float = 0.0
+    served_model: str = ""
+
+    def dump(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def load(cls, data: bytes | str | None) -> Measures:
+        if not data:
+            return cls()
+        values = orjson.loads(data)
+        values["usage"] = Usage(**values["usage"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a job at one deployment, as shown to users. Times: milliseconds since the epoch."""
+
+    number: int
+    deployment: str
+    tier: str
+    worker: str | None
+    outcome: str  #: an end state, or ``requeued``
+    dispatched_ms: int | None
+    claimed_ms: int | None
+    ended_ms: int | None
+    error: dict[str, Any] | None = None

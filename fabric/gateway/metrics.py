@@ -1,0 +1,115 @@
+"""Every metric of the gateway, and ``GET /metrics``.
+
+What this process did is counted here; what the fabric holds (backlog, slots, dead letters) is read
+from the store when somebody looks, so that it is right whatever the number of gateways. Labels are
+bounded: no tenant, no job id, no path as the caller wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter as Tally
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from fabric.contracts.job import PRIORITIES
+from fabric.store.transitions import Room
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+
+
+class Metrics:
+    """One set per application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fabric_http_requests", "HTTP requests answered.", ("route", "method", "status"), registry=self.registry
+        )
+        self.errors = Counter(
+            "fabric_errors", "Errors answered, by whose fault they are.", ("fault",), registry=self.registry
+        )
+        self.first_token_seconds = Histogram(
+            "fabric_time_to_first_token_seconds",
+            "From the arrival of a streamed request to its first token.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        stages = Histogram(
+            "fabric_stage_seconds",
+            "Time that jobs spend in each stage.",
+            ("stage", "tier"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.accept_seconds = stages.labels("accept", "")
+
+    def exposition(self, snapshot: Snapshot | None) -> bytes:
+        """The text format. ``None``: the store is away and its part is left out."""
+        registry = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        text = generate_latest(registry)
+        shared = CollectorRegistry()
+        shared.register(_Shared(snapshot))
+        return text + generate_latest(shared)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the store holds at one moment."""
+
+    room: Room
+    parked: Tally[str]  #: broker queue -> parked jobs
+    fenced: int
+
+
+class _Shared(Collector):
+    def __init__(self, snapshot: Snapshot | None) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "fabric_store_up", "Whether the job store answered this scrape.", value=self._snapshot is not None
+        )
+        if self._snapshot is not None:
+            yield _backlog(self._snapshot.room)
+            yield _slots(self._snapshot.room)
+            yield _dead_letters(self._snapshot.parked)
+            yield CounterMetricFamily(
+                "fabric_fenced_commits", "Outcomes refused as late or repeated.", value=self._snapshot.fenced
+            )
+
+
+def _backlog(room: Room) -> Metric:
+    family = GaugeMetricFamily("fabric_backlog_jobs", "Jobs that wait for a place to run.", labels=("class",))
+    for priority in PRIORITIES:
+        family.add_metric([priority], sum(lane.length for lane in room.lanes if lane.priority == priority))
+    return family
+
+
+def _slots(room: Room) -> Metric:
+    family = GaugeMetricFamily("fabric_worker_slots", "Requests that engines run at once.", labels=("tier", "state"))
+    slots: Tally[str] = Tally()
+    used: Tally[str] = Tally()
+    for worker in room.workers:
+        slots[worker.tier] += sum(worker.slots.values())
+        used[worker.tier] += sum(min(n, worker.slots.get(name, 0)) for name, n in worker.running.items())
+    for tier, total in slots.items():
+        family.add_metric([tier, "busy"], used[tier])
+        family.add_metric([tier, "free"], total - used[tier])
+    return family
+
+
+def _dead_letters(parked: Tally[str]) -> Metric:
+    family = GaugeMetricFamily("fabric_dead_letters", "Parked jobs.", labels=("queue",))
+    for queue, count in parked.items():
+        family.add_metric([queue], count)
+    return family

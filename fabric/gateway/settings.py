@@ -1,0 +1,31 @@
+"""What a gateway process needs to be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.contracts.catalog import Catalog
+from fabric.store.transitions import LIVE_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    catalog: Catalog
+    redis_url: str
+    database_url: str  #: SQLAlchemy URL of the ledger, already migrated
+    files_dir: Path  #: batch input and output files; shared between gateways
+
+    #: Larger prompts are possible with more; every request in flight may hold this much memory.
+    body_limit_bytes: int = 10_000_000
+    file_limit_bytes: int = 200_000_000
+    #: Lines of a batch input file.
+    line_limit: int = 50_000
+    #: How long an inference request may take when it names no deadline of its own.
+    request_timeout_s: float = 600.0
+    #: How long a store that doesn't answer is waited for before the caller gets a 503.
+    store_timeout_s: float = 1.5
+    #: Accepted jobs that haven't ended, of all gateways together; beyond it callers get a 429.
+    live_limit: int = LIVE_LIMIT
+    #: Silence on a stream after which a comment is sent, so that proxies keep it open.
+    keep_alive_s: float = 15.0

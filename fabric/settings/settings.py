@@ -1,0 +1,116 @@
+"""What a process of the fabric needs to know, resolved: absolute paths, whole URLs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from fabric.contracts.catalog import Catalog, Model, PrivacyRules
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+RedisUrl = Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")]
+BrokerUrl = Annotated[str, StringConstraints(pattern=r"^(rediss?|redis\+socket|amqps?|pyamqp)://")]
+DatabaseUrl = Annotated[str, StringConstraints(pattern=r"^(sqlite|postgres(ql)?)(\+[a-z0-9]+)?://")]
+
+#: Kernels refuse longer paths for unix sockets: 108 bytes on Linux, 104 on macOS, with the final zero.
+SOCKET_PATH_LIMIT = 100
+
+
+class Options(BaseModel):
+    """The settings of a process, each also an environment variable: ``host`` is ``FABRIC_HOST``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    host: str = Field("127.0.0.1", min_length=1)
+    #: 0 lets ``fabric up`` choose a free one; it is in ``run.json`` of the data directory.
+    port: int = Field(8080, ge=0, le=65535)
+    #: Everything that a run writes.
+    data_dir: Path = Path(".fabric")
+    #: Without one, ``fabric up`` runs a Valkey of its own. URLs may hold passwords: never shown.
+    redis_url: RedisUrl | None = Field(None, repr=False)
+    broker_url: BrokerUrl | None = Field(None, repr=False)
+    database_url: DatabaseUrl | None = Field(None, repr=False)
+    files_dir: Path | None = None
+    log_level: LogLevel = "INFO"
+    #: How long a stopping process may take to finish what it holds. Longer loses fewer attempts to a
+    #: restart; shorter stops sooner. No job is lost either way.
+    drain_s: float = Field(30.0, ge=0, le=3600)
+
+
+class Document(Options):
+    """What ``fabric.yaml`` may hold."""
+
+    models: tuple[Model, ...] = Field((), min_length=1)
+    privacy: PrivacyRules = PrivacyRules()
+
+
+class Settings(BaseModel):
+    """Resolved: nothing here is optional or relative."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str
+    port: int
+    data_dir: Path
+    redis_url: str = Field(repr=False)
+    broker_url: str = Field(repr=False)
+    database_url: str = Field(repr=False)
+    files_dir: Path
+    log_level: LogLevel
+    drain_s: float
+    catalog: Catalog
+    #: The socket of the embedded Valkey; ``None`` when Redis runs elsewhere.
+    socket: Path | None
+    #: The file that was read, if any.
+    config: Path | None
+
+
+def resolve(options: Options, catalog: Catalog, config: Path | None) -> Settings:
+    data_dir = options.data_dir.absolute()
+    socket = None if options.redis_url else socket_path(data_dir)
+    redis_url = options.redis_url or f"unix://{socket}?db=0"
+    return Settings(
+        host=options.host,
+        port=options.port,
+        data_dir=data_dir,
+        redis_url=redis_url,
+        broker_url=options.broker_url or broker_on(redis_url),
+        database_url=_driver(options.database_url or f"sqlite:///{data_dir / 'ledger.sqlite3'}"),
+        files_dir=(options.files_dir or data_dir / "files").absolute(),
+        log_level=options.log_level,
+        drain_s=options.drain_s,
+        catalog=catalog,
+        socket=socket,
+        config=config,
+    )
+
+
+def socket_path(data_dir: Path) -> Path:
+    """The embedded Valkey's socket: in ``data_dir``, or where that is too deep in a short folder of its
+    own, named after ``data_dir`` so that every process finds it."""
+    socket = data_dir / "valkey.sock"
+    if len(os.fsencode(socket)) <= SOCKET_PATH_LIMIT:
+        return socket
+    digest = hashlib.blake2b(os.fsencode(data_dir), digest_size=8).hexdigest()
+    return Path(f"/tmp/fabric-{os.getuid()}-{digest}/valkey.sock")  # noqa: S108  (made private by its maker)
+
+
+def broker_on(redis_url: str) -> str:
+    """Database 1 of the same server, as Celery names it."""
+    address, _, query = redis_url.partition("?")
+    scheme, _, place = address.partition("://")
+    others = [part for part in query.split("&") if part and not part.startswith("db=")]
+    if scheme == "unix":
+        return f"redis+socket://{place}?{'&'.join([*others, 'virtual_host=1'])}"
+    host = place.partition("/")[0]
+    return f"{scheme}://{host}/1" + (f"?{'&'.join(others)}" if others else "")
+
+
+def _driver(url: str) -> str:
+    """PostgreSQL is spoken through psycopg 3, whatever way the URL names it."""
+    scheme, _, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else url

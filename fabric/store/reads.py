@@ -1,0 +1,169 @@
+"""Reads of the store, as commands: job records, lists, counts, completions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from fabric.contracts.completion import Completion
+from fabric.contracts.job import Attempt, JobSpec, JobState, Measures
+from fabric.store.command import Command
+
+_PREFIX = "fabric:"
+COMPLETIONS = f"{_PREFIX}completions"
+WAKE = f"{_PREFIX}wake"
+
+
+def gateway_channel(gateway_id: str) -> str:
+    return f"{_PREFIX}gateway:{gateway_id}"
+
+
+def worker_channel(worker_id: str) -> str:
+    return f"{_PREFIX}worker:{worker_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Everything that the store knows of a job, but its payload. Times: milliseconds since the epoch."""
+
+    spec: JobSpec
+    state: JobState
+    attempts: tuple[Attempt, ...]
+    accepted_ms: int
+    finished_ms: int | None
+    lane: str
+    decision: dict[str, Any] | None
+    result: bytes | None
+    error: dict[str, Any] | None
+    measures: Measures
+
+
+def job(job_id: str) -> Command[JobRecord | None]:
+    return Command(("HGETALL", f"{_PREFIX}job:{job_id}"), _record)
+
+
+def _pairs(answer: Any) -> dict[bytes, bytes]:
+    """HGETALL and XREADGROUP fields come as a map (RESP3) or as a flat list (RESP2, scripts)."""
+    if isinstance(answer, dict):
+        return answer
+    return dict(zip(answer[::2], answer[1::2], strict=True))
+
+
+def _number(value: bytes | None) -> int | None:
+    return int(value) if value else None
+
+
+def _json(value: bytes | None) -> Any:
+    return orjson.loads(value) if value else None
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode() if value else None
+
+
+def _record(answer: Any) -> JobRecord | None:
+    fields = _pairs(answer)
+    if b"spec" not in fields:
+        return None
+    state = JobState(fields[b"state"].decode())
+    attempts = [Attempt(**a) for a in orjson.loads(b"[" + fields.get(b"history", b"") + b"]")]
+    if fields.get(b"deployment"):
+        attempts.append(
+            Attempt(
+                number=int(fields[b"attempt"]),
+                deployment=fields[b"deployment"].decode(),
+                tier=fields[b"tier"].decode(),
+                worker=_text(fields.get(b"worker")),
+                outcome=state.value,
+                dispatched_ms=_number(fields.get(b"dispatched_at")),
+                claimed_ms=_number(fields.get(b"claimed_at")),
+                ended_ms=_number(fields.get(b"finished_at")),
+                error=_json(fields.get(b"error")),
+            )
+        )
+    return JobRecord(
+        spec=JobSpec.load(fields[b"spec"]),
+        state=state,
+        attempts=tuple(attempts),
+        accepted_ms=int(fields[b"accepted_at"]),
+        finished_ms=_number(fields.get(b"finished_at")),
+        lane=fields[b"lane"].decode(),
+        decision=_json(fields.get(b"decision")),
+        result=fields.get(b"result"),
+        error=_json(fields.get(b"error")),
+        measures=Measures.load(fields.get(b"measures")),
+    )
+
+
+def payload(job_id: str) -> Command[bytes | None]:
+    return Command(("GET", f"{_PREFIX}payload:{job_id}"), lambda answer: answer)
+
+
+def state(job_id: str) -> Command[JobState | None]:
+    return Command(("HGET", f"{_PREFIX}job:{job_id}", "state"), lambda a: JobState(a.decode()) if a else None)
+
+
+def rank(lane: str, job_id: str) -> Command[int | None]:
+    """How many jobs stand before this one in its lane."""
+    return Command(("ZRANK", f"{_PREFIX}lane:{lane}", job_id), lambda answer: answer)
+
+
+def open_jobs(tenant: str, *, before_ms: int | None, limit: int) -> Command[list[str]]:
+    """Ids of jobs that the ledger hasn't taken over yet, newest first."""
+    newest: str | int = "+inf" if before_ms is None else f"({before_ms}"
+    return Command(("ZREVRANGEBYSCORE", f"{_PREFIX}jobs:{tenant}", newest, "-inf", "LIMIT", 0, limit), _ids)
+
+
+def parked(*, limit: int) -> Command[list[str]]:
+    """Ids of parked jobs, newest first."""
+    return Command(("ZREVRANGE", f"{_PREFIX}dead", 0, limit - 1), _ids)
+
+
+def parked_count() -> Command[int]:
+    return Command(("ZCARD", f"{_PREFIX}dead"), int)
+
+
+def live_count() -> Command[int]:
+    """Jobs that were accepted and haven't ended."""
+    return Command(("ZCARD", f"{_PREFIX}live"), int)
+
+
+def fenced_count() -> Command[int]:
+    """Commits refused because they came late or twice, since the store was made."""
+    return Command(("GET", f"{_PREFIX}fenced"), lambda answer: int(answer or 0))
+
+
+def exist(job_ids: list[str]) -> Command[int]:
+    """How many of these jobs have a record."""
+    return Command(("EXISTS", *(f"{_PREFIX}job:{job_id}" for job_id in job_ids)), int)
+
+
+def ping() -> Command[bool]:
+    return Command(("PING",), lambda answer: answer in (b"PONG", True))
+
+
+def _ids(answer: list[bytes]) -> list[str]:
+    return [job_id.decode() for job_id in answer]
+
+
+def completion(entry_id: bytes, fields: Any) -> Completion:
+    """One entry of the completion stream."""
+    f = _pairs(fields)
+    return Completion(
+        entry_id=entry_id.decode(),
+        spec=JobSpec.load(f[b"spec"]),
+        state=f[b"state"].decode(),
+        attempt=int(f[b"attempt"]),
+        deployment=_text(f[b"deployment"]),
+        tier=_text(f[b"tier"]),
+        worker=_text(f[b"worker"]),
+        accepted_ms=int(f[b"accepted_ms"]),
+        dispatched_ms=_number(f[b"dispatched_ms"]),
+        claimed_ms=_number(f[b"claimed_ms"]),
+        finished_ms=int(f[b"finished_ms"]),
+        measures=Measures.load(f[b"measures"]),
+        result=f.get(b"result"),
+        error=f[b"error"] or None,
+    )

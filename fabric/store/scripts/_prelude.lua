@@ -1,0 +1,156 @@
+-- Shared by every script: names of keys, the clock, and the steps that several transitions take.
+-- All times are milliseconds since the epoch on the server's clock, so that no worker's clock counts.
+
+local P = 'fabric:'
+local COMPLETIONS = P .. 'completions'
+local HISTORY_BYTES = 16384
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function job_key(id) return P .. 'job:' .. id end
+local function int(n) return string.format('%.0f', n) end
+
+-- One token is enough to wake a scheduler: it looks at everything when it wakes.
+local function wake()
+  if redis.call('LLEN', P .. 'wake') == 0 then redis.call('LPUSH', P .. 'wake', '1') end
+end
+
+-- Appends an event to the job's log and hands it to whoever watches. `tail` travels with the
+-- message but stays out of the log. Batch lines (`quiet`) are watched by nobody and log nothing.
+local function event(id, quiet, watchers, body, tail)
+  if quiet == '1' then return end
+  local seq = redis.call('RPUSH', P .. 'events:' .. id, body)
+  if watchers then
+    local message = id .. '\n' .. seq .. '\n' .. body
+    if tail then message = message .. '\n' .. tail end
+    for channel in string.gmatch(watchers, '[^,]+') do redis.call('PUBLISH', channel, message) end
+  end
+end
+
+local function line_up(id, lane, due)
+  redis.call('ZADD', P .. 'lane:' .. lane, due, id)
+  redis.call('SADD', P .. 'lanes', lane)
+  wake()
+end
+
+-- Takes the job out of every index that its state put it in.
+local function leave(id, state, lane, deployment, worker)
+  if state == 'queued' then
+    redis.call('ZREM', P .. 'lane:' .. lane, id)
+    redis.call('ZREM', P .. 'taken', id)
+    redis.call('ZREM', P .. 'delayed', id)
+  elseif state == 'dispatched' or state == 'running' then
+    redis.call('SREM', P .. 'busy:' .. deployment, id)
+    if state == 'running' then
+      redis.call('SREM', P .. 'held:' .. worker, id)
+      redis.call('HDEL', P .. 'abort:' .. worker, id)
+    else
+      redis.call('ZREM', P .. 'dispatched', id)
+    end
+    if redis.call('EXISTS', P .. 'lanes') == 1 then wake() end
+  end
+end
+
+local function quoted(value) return value and '"' .. value .. '"' or 'null' end
+local function raw(value) return (value and value ~= '') and value or 'null' end
+
+-- The attempt that the record describes now, as one JSON object.
+local function attempt_json(j, outcome, at, error)
+  return '{"number":' .. j.attempt .. ',"deployment":' .. quoted(j.deployment) .. ',"tier":' .. quoted(j.tier)
+    .. ',"worker":' .. quoted(j.worker) .. ',"outcome":"' .. outcome .. '","dispatched_ms":' .. raw(j.dispatched_at)
+    .. ',"claimed_ms":' .. raw(j.claimed_at) .. ',"ended_ms":' .. int(at) .. ',"error":' .. raw(error) .. '}'
+end
+
+local FIELDS = { 'state', 'attempt', 'lane', 'due', 'deployment', 'tier', 'worker', 'quiet', 'watchers',
+  'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream' }
+
+-- The record's bookkeeping as a table, or nil when there is no such job.
+local function load(id)
+  local values = redis.call('HMGET', job_key(id), unpack(FIELDS))
+  if not values[1] then return nil end
+  local j = {}
+  for i, name in ipairs(FIELDS) do j[name] = values[i] or nil end
+  return j
+end
+
+-- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
+-- or ''), ttl (seconds that the record stays readable).
+local function finish(id, j, state, o)
+  local at = now_ms()
+  local key = job_key(id)
+  local error, measures = o.error or '', o.measures or ''
+  leave(id, j.state, j.lane, j.deployment, j.worker)
+  if j.deadline then redis.call('ZREM', P .. 'deadlines', id) end
+  redis.call('ZREM', P .. 'live', id)
+  redis.call('HSET', key, 'state', state, 'finished_at', int(at), 'error', error, 'measures', measures)
+  redis.call('HDEL', key, 'cancel', 'cancel_error')
+  if j.quiet ~= '1' and o.result and o.result ~= '' then redis.call('HSET', key, 'result', o.result) end
+  local fields = { 'spec', redis.call('HGET', key, 'spec'), 'state', state, 'attempt', j.attempt,
+    'deployment', j.deployment or '', 'tier', j.tier or '', 'worker', j.worker or '',
+    'accepted_ms', j.accepted_at, 'dispatched_ms', j.dispatched_at or '', 'claimed_ms', j.claimed_at or '',
+    'finished_ms', int(at), 'measures', measures, 'error', error }
+  if j.quiet == '1' and o.result then
+    fields[#fields + 1] = 'result'
+    fields[#fields + 1] = o.result
+  end
+  redis.call('XADD', COMPLETIONS, '*', unpack(fields))
+  event(id, j.quiet, j.watchers, '{"type":"' .. state .. '","at":' .. int(at) .. ',"attempt":' .. attempt_json(j, state, at, error)
+    .. ',"accepted_ms":' .. j.accepted_at .. ',"measures":' .. raw(measures) .. '}', o.result or '')
+  if state == 'dead' then
+    redis.call('ZADD', P .. 'dead', int(at), id)
+  else
+    redis.call('DEL', P .. 'payload:' .. id)
+    redis.call('EXPIRE', key, o.ttl)
+    redis.call('EXPIRE', P .. 'events:' .. id, o.ttl)
+  end
+end
+
+-- Adds an attempt to the job's history. A job that goes round for hours (its broker is away) keeps the newest.
+local function remember(id, entry)
+  local key = job_key(id)
+  local history = redis.call('HGET', key, 'history')
+  history = history and (history .. ',' .. entry) or entry
+  while #history > HISTORY_BYTES do
+    local second = string.find(history, ',{"number":', 1, true)
+    if not second then break end
+    history = string.sub(history, second + 1)
+  end
+  redis.call('HSET', key, 'history', history)
+end
+
+-- Tells a running job's worker to stop it; what the job ends with if the worker can't is kept with it.
+local function stop(id, worker, why, error)
+  redis.call('HSET', job_key(id), 'cancel', why, 'cancel_error', error)
+  redis.call('HSET', P .. 'abort:' .. worker, id, why)
+  redis.call('PUBLISH', P .. 'worker:' .. worker, id .. '\n' .. why)
+end
+
+-- Back to the backlog after an attempt that ended without an outcome. A stream that has already
+-- spoken can't start again in a second voice: it ends with `broken` instead.
+local function requeue(id, j, o)
+  local at = now_ms()
+  if j.cancel then
+    finish(id, j, j.cancel, { error = j.cancel_error, ttl = o.ttl })
+    return 'ended'
+  end
+  if j.first_token_at then
+    finish(id, j, 'failed', { error = o.broken, ttl = o.ttl })
+    return 'ended'
+  end
+  leave(id, j.state, j.lane, j.deployment, j.worker)
+  local key = job_key(id)
+  local entry = attempt_json(j, 'requeued', at, o.error)
+  remember(id, entry)
+  redis.call('HSET', key, 'state', 'queued')
+  redis.call('HDEL', key, 'worker', 'claimed_at', 'dispatched_at', 'deployment', 'tier')
+  event(id, j.quiet, j.watchers, '{"type":"requeued","at":' .. int(at) .. ',"attempt":' .. entry .. '}')
+  if o.delay_ms and o.delay_ms > 0 then
+    redis.call('ZADD', P .. 'delayed', int(at + o.delay_ms), id)
+  else
+    line_up(id, j.lane, j.due)
+  end
+  return 'queued'
+end

@@ -1,0 +1,16 @@
+-- Outcomes of running jobs. Once per job: a late or repeated commit is refused and counted.
+-- ARGV: seconds a record stays, then per job: id, attempt, state, result, error, measures
+-- Returns per job 1, or 0 when refused.
+local answers = {}
+for i = 2, #ARGV, 6 do
+  local id = ARGV[i]
+  local j = load(id)
+  if j and j.state == 'running' and j.attempt == ARGV[i + 1] then
+    finish(id, j, ARGV[i + 2], { result = ARGV[i + 3], error = ARGV[i + 4], measures = ARGV[i + 5], ttl = ARGV[1] })
+    answers[#answers + 1] = 1
+  else
+    redis.call('INCR', P .. 'fenced')
+    answers[#answers + 1] = 0
+  end
+end
+return answers

@@ -1,0 +1,20 @@
+-- The ledger has these ended jobs: batch lines leave nothing behind, others leave the list of open
+-- jobs and stay readable until they expire. Parked jobs stay whole.
+-- ARGV: seconds a record stays, then ids
+local count = 0
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  local key = job_key(id)
+  local record = redis.call('HMGET', key, 'state', 'quiet', 'tenant')
+  if record[1] and record[1] ~= 'dead' and redis.call('HEXISTS', key, 'finished_at') == 1 then
+    if record[2] == '1' then
+      redis.call('DEL', key, P .. 'events:' .. id, P .. 'payload:' .. id)
+    else
+      redis.call('ZREM', P .. 'jobs:' .. record[3], id)
+      redis.call('EXPIRE', key, ARGV[1])
+      redis.call('EXPIRE', P .. 'events:' .. id, ARGV[1])
+    end
+    count = count + 1
+  end
+end
+return count

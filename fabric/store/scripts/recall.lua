@@ -1,0 +1,11 @@
+-- A scheduler takes back dispatches whose message could not be sent. No blame, no delay.
+-- ARGV: error, then per job: id, attempt
+local count = 0
+for i = 2, #ARGV, 2 do
+  local j = load(ARGV[i])
+  if j and j.state == 'dispatched' and j.attempt == ARGV[i + 1] then
+    requeue(ARGV[i], j, { error = ARGV[1] })
+    count = count + 1
+  end
+end
+return count

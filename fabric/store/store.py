@@ -1,0 +1,100 @@
+"""Runs store commands on a connection, blocking or asyncio.
+
+Both reload a script that the server has lost (it restarted or was flushed) and turn connection
+failures into ``Unavailable``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from fabric.contracts.errors import Unavailable
+from fabric.store.command import Command
+
+T = TypeVar("T")
+
+_UNREACHABLE = "The job store (Redis) can't be reached; it is tried again until it is back."
+_REFUSED = "The job store (Redis) refused the write: {reason}. Check its memory limit and disk."
+
+
+def unavailable(error: RedisError) -> Unavailable:
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return Unavailable(_UNREACHABLE, retry_after_s=1)
+    return Unavailable(_REFUSED.format(reason=str(error).split(" ", 1)[0]), retry_after_s=1)
+
+
+class Store:
+    """Blocking: for the scheduler's loop and the workers' claiming threads. Safe to share."""
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+        #: Also used for plain Redis calls that need blocking reads.
+        self.redis: Any = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
+            health_check_interval=30,
+        )
+
+    def __call__(self, command: Command[T]) -> T:
+        """
+        Raises:
+            Unavailable: Redis is away or refuses writes. The transition may or may not have
+                happened; every transition can be sent again.
+        """
+        try:
+            try:
+                answer = self.redis.execute_command(*command.args)
+            except NoScriptError:
+                if command.script is None:
+                    raise
+                self.redis.script_load(command.script.source)
+                answer = self.redis.execute_command(*command.args)
+        except (RedisError, OSError) as error:
+            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+        return command.parse(answer)
+
+    def close(self) -> None:
+        self.redis.close()
+
+
+class AsyncStore:
+    """asyncio: for the gateway, and for the workers' loop."""
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0, connections: int = 64) -> None:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+        )
+        self.redis: Any = redis.asyncio.Redis(
+            connection_pool=pool,
+            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
+        )
+
+    async def __call__(self, command: Command[T]) -> T:
+        """Raises ``Unavailable`` as ``Store`` does."""
+        try:
+            try:
+                answer = await self.redis.execute_command(*command.args)
+            except NoScriptError:
+                if command.script is None:
+                    raise
+                await self.redis.script_load(command.script.source)
+                answer = await self.redis.execute_command(*command.args)
+        except (RedisError, OSError) as error:
+            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+        return command.parse(answer)
+
+    async def close(self) -> None:
+        await self.redis.aclose()

@@ -1,0 +1,380 @@
+"""Every transition of a job, as a command. The rules are in ``scripts/<name>.lua``.
+
+All take and return many jobs at once: one round trip per chunk, not per job. Job ids are ``str``;
+attempt numbers start at 1 with the first dispatch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from fabric.contracts.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    EngineUnavailable,
+    ErrorInfo,
+    StreamBroken,
+    WorkerLost,
+)
+from fabric.contracts.job import DUE_MS, JobSpec, JobState, Priority
+from fabric.contracts.worker import WorkerInfo
+from fabric.store.command import Argument, Command, call
+
+#: How long the record of an ended job stays readable once the ledger has it. Longer costs memory.
+RECORD_TTL_S = 3_600
+#: How long it waits for a ledger that is away, before a batch line would have to run again.
+UNRECORDED_TTL_S = 86_400
+#: How long the same Idempotency-Key means the same job.
+IDEMPOTENCY_S = 86_400
+#: Live jobs that the store accepts; beyond it the gateway answers 429. Bounds Redis' memory.
+LIVE_LIMIT = 200_000
+
+
+def _dump(error: ErrorInfo) -> bytes:
+    return orjson.dumps(error)
+
+
+_WORKER_LOST = _dump(WorkerLost("The worker that ran this job died; the job runs again.").info)
+_POISON = _dump(
+    WorkerLost(
+        "Several workers died while they ran this job, so it was parked. Look at the workers' logs, "
+        "then replay or drop it.",
+        code="poison_job",
+    ).info
+)
+_BROKEN = _dump(
+    StreamBroken("The stream broke after its first token; send the request again to get a whole answer.").info
+)
+_CANCELLED = _dump(Cancelled("The job was cancelled.").info)
+_EXPIRED = _dump(DeadlineExceeded("The deadline passed before the job was finished.").info)
+_UNCLAIMED = _dump(
+    EngineUnavailable("No worker took the job from its queue in time; it was queued again.", code="unclaimed").info
+)
+_UNSENT = _dump(EngineUnavailable("The broker didn't take the message; the job was queued again.", code="unsent").info)
+_FORGOTTEN = _dump(
+    EngineError("The worker never got the job that it claimed; the job was queued again.", code="forgotten").info
+)
+_HANDED_BACK = _dump(EngineError("The worker was stopped and handed the job back.", code="handed_back").info)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job on its way in. ``watcher`` is the channel that gets its events, if any."""
+
+    spec: JobSpec
+    payload: bytes
+    watcher: str = ""
+    idempotency_key: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """``exists``: the idempotency key or the id is known, ``job_id`` is the earlier job's."""
+
+    verdict: Literal["accepted", "exists", "conflict", "full"]
+    job_id: str
+
+
+def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[Accepted]]:
+    arguments: list[Argument] = [limit, IDEMPOTENCY_S]
+    for job in jobs:
+        spec = job.spec
+        arguments += (
+            spec.id,
+            spec.lane,
+            DUE_MS[spec.priority],
+            "" if spec.deadline_ms is None else spec.deadline_ms,
+            "1" if spec.batch_id else "",
+            "1" if spec.stream else "",
+            spec.tenant,
+            job.watcher,
+            job.idempotency_key,
+            job.fingerprint,
+            spec.dump(),
+            job.payload,
+        )
+    return call("accept", arguments, _accepted)
+
+
+def _accepted(answer: list[list[bytes]]) -> list[Accepted]:
+    return [Accepted(verdict.decode(), job_id.decode()) for verdict, job_id in answer]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A line of waiting jobs of one class, tenant and model. ``due_ms``: its head's due time."""
+
+    name: str
+    priority: Priority
+    tenant: str
+    model: str
+    length: int
+    due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What waits, what is busy, and who is there to work. ``busy``: deployment -> jobs."""
+
+    lanes: tuple[Lane, ...]
+    busy: dict[str, int]
+    workers: tuple[WorkerInfo, ...]
+
+
+def room(*, alive_ms: int = 5_000) -> Command[Room]:
+    return call("room", [alive_ms], _room)
+
+
+def _room(answer: list[Any]) -> Room:
+    lanes = []
+    for name, length, due in answer[0]:
+        text = name.decode()
+        priority, tenant, model = text.split("|", 2)
+        lanes.append(Lane(text, priority, tenant, model, length, int(float(due))))
+    return Room(
+        tuple(lanes),
+        {deployment.decode(): jobs for deployment, jobs in answer[1]},
+        tuple(WorkerInfo.load(info) for info in answer[2]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A job in a scheduler's hand. ``history``: its earlier attempts, as JSON objects joined by commas."""
+
+    spec: JobSpec
+    attempts: int
+    history: bytes
+    now_ms: int
+
+
+def take(lanes: Iterable[tuple[str, int]], *, lease_ms: int = 5_000) -> Command[list[Taken]]:
+    arguments: list[Argument] = [lease_ms]
+    for lane, count in lanes:
+        arguments += (lane, count)
+    return call("take", arguments, _taken)
+
+
+def _taken(answer: list[list[bytes]]) -> list[Taken]:
+    return [Taken(JobSpec.load(spec), int(attempts), history, int(now)) for _id, spec, attempts, history, now in answer]
+
+
+def put_back(job_ids: Sequence[str]) -> Command[int]:
+    return call("put_back", job_ids, int)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    job_id: str
+    deployment: str
+    tier: str
+    decision: bytes
+
+
+def dispatch(jobs: Sequence[Dispatch], *, claim_within_ms: int = 5_000) -> Command[list[int]]:
+    """Answers the attempt number of each job, 0 where it is no longer there to be sent."""
+    arguments: list[Argument] = [claim_within_ms]
+    for job in jobs:
+        arguments += (job.job_id, job.deployment, job.tier, job.decision)
+    return call("dispatch", arguments, list)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    job_id: str
+    state: JobState
+    error: ErrorInfo
+    decision: bytes = b""
+
+
+def reject(jobs: Sequence[Rejection]) -> Command[int]:
+    arguments: list[Argument] = [UNRECORDED_TTL_S]
+    for job in jobs:
+        arguments += (job.job_id, job.state.value, _dump(job.error), job.decision)
+    return call("reject", arguments, int)
+
+
+def recall(jobs: Iterable[tuple[str, int]]) -> Command[int]:
+    """Takes back dispatches that the broker didn't accept."""
+    arguments: list[Argument] = [_UNSENT]
+    for job_id, attempt in jobs:
+        arguments += (job_id, attempt)
+    return call("recall", arguments, int)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    spec: JobSpec
+    attempt: int
+    payload: bytes
+
+
+def claim(worker: str, jobs: Sequence[tuple[str, int]]) -> Command[list[Claimed]]:
+    """Answers only the jobs that are now this worker's; stale and repeated ones are left out."""
+    arguments: list[Argument] = [worker]
+    for job_id, attempt in jobs:
+        arguments += (job_id, attempt)
+
+    def parse(answer: list[list[bytes]]) -> list[Claimed]:
+        return [
+            Claimed(JobSpec.load(record[0]), attempt, record[1])
+            for (_, attempt), record in zip(jobs, answer, strict=True)
+            if record
+        ]
+
+    return call("claim", arguments, parse)
+
+
+def heartbeat(
+    info: WorkerInfo, held: Sequence[str], *, ttl_s: int = 30, forgotten_ms: int = 10_000
+) -> Command[dict[str, str]]:
+    """Answers job id -> why (``cancelled``, ``expired``, ``lost``) for the jobs to stop.
+
+    Jobs that were claimed ``forgotten_ms`` ago for this worker and aren't in ``held`` are queued again.
+    """
+    fixed: list[Argument] = [info.id, info.dump(), ttl_s, forgotten_ms, _FORGOTTEN, _BROKEN, UNRECORDED_TTL_S]
+    return call("heartbeat", [*fixed, *held], _stops)
+
+
+def _stops(answer: list[list[bytes]]) -> dict[str, str]:
+    return {job_id.decode(): why.decode() for job_id, why in answer}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a streamed answer: ``body`` is one line of JSON."""
+
+    job_id: str
+    attempt: int
+    body: bytes
+
+
+def emit(pieces: Sequence[Piece]) -> Command[list[int]]:
+    """Answers 1 per piece that counted, 0 per refused one. The same command sent again adds nothing."""
+    arguments: list[Argument] = [secrets.token_hex(8)]
+    for piece in pieces:
+        arguments += (piece.job_id, piece.attempt, piece.body)
+    return call("emit", arguments, list)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of an attempt that ends its job. ``result``: the JSON body of the answer."""
+
+    job_id: str
+    attempt: int
+    state: JobState
+    result: bytes = b""
+    error: ErrorInfo | None = None
+    measures: bytes = b""
+
+
+def commit(outcomes: Sequence[Outcome], *, ttl_s: int = UNRECORDED_TTL_S) -> Command[list[int]]:
+    """Answers 1 per outcome that counted, 0 per refused one."""
+    arguments: list[Argument] = [ttl_s]
+    for outcome in outcomes:
+        arguments += (
+            outcome.job_id,
+            outcome.attempt,
+            outcome.state.value,
+            outcome.result,
+            _dump(outcome.error) if outcome.error else b"",
+            outcome.measures,
+        )
+    return call("commit", arguments, list)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The end of an attempt that leaves its job another try, ``delay_ms`` from now."""
+
+    job_id: str
+    attempt: int
+    delay_ms: int
+    error: ErrorInfo
+
+
+def fail(failures: Sequence[Failure]) -> Command[list[str]]:
+    """Answers ``queued``, ``ended`` or ``fenced`` per failure."""
+    arguments: list[Argument] = [UNRECORDED_TTL_S, _BROKEN]
+    for failure in failures:
+        arguments += (failure.job_id, failure.attempt, failure.delay_ms, _dump(failure.error))
+    return call("fail", arguments, _words)
+
+
+def hand_back(worker: str) -> Command[int]:
+    return call("hand_back", [worker, _HANDED_BACK, _BROKEN, UNRECORDED_TTL_S], int)
+
+
+def rescue(*, dead_after_ms: int = 5_000, deaths: int = 3, at_most: int = 500) -> Command[tuple[int, int]]:
+    """Answers (jobs sent back, jobs parked)."""
+    arguments: list[Argument] = [
+        dead_after_ms,
+        deaths,
+        at_most,
+        UNRECORDED_TTL_S,
+        _WORKER_LOST,
+        _POISON,
+        _BROKEN,
+    ]
+    return call("rescue", arguments, _pair)
+
+
+def reclaim(*, at_most: int = 500) -> Command[tuple[int, int]]:
+    """Answers (dispatches reclaimed, takes reclaimed)."""
+    return call("reclaim", [at_most, _UNCLAIMED], _pair)
+
+
+def promote(*, at_most: int = 500) -> Command[int]:
+    return call("promote", [at_most], int)
+
+
+def expire(*, at_most: int = 500) -> Command[int]:
+    return call("expire", [at_most, UNRECORDED_TTL_S, _EXPIRED], int)
+
+
+def cancel(job_ids: Sequence[str]) -> Command[list[str]]:
+    """Answers the state of each job afterwards: ``stopping`` while its engine still has to stop, ``""`` if unknown."""
+    return call("cancel", [UNRECORDED_TTL_S, "cancelled", _CANCELLED, *job_ids], _words)
+
+
+def replay(job_ids: Sequence[str]) -> Command[list[str]]:
+    """Answers the state of each job afterwards, ``""`` if unknown. Only parked jobs move."""
+    return call("replay", job_ids, _words)
+
+
+def forget(job_ids: Sequence[str]) -> Command[int]:
+    """The ledger has these: batch lines leave Redis, others leave the list of open jobs."""
+    return call("forget", [RECORD_TTL_S, *job_ids], int)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """``events``: JSON bodies, the first one has the number that was asked for."""
+
+    state: JobState
+    events: list[bytes]
+
+
+def watch(job_id: str, channel: str, *, first: int = 1) -> Command[Watched | None]:
+    """Follow a job on ``channel``; answers what happened before, or ``None`` if it is unknown."""
+    return call("watch", [job_id, channel, first], _watched)
+
+
+def _watched(answer: list[Any]) -> Watched | None:
+    return Watched(JobState(answer[0].decode()), answer[1]) if answer else None
+
+
+def _words(answer: list[bytes]) -> list[str]:
+    return [word.decode() for word in answer]
+
+
+def _pair(answer: list[int]) -> tuple[int, int]:
+    return answer[0], answer[1]

@@ -1,0 +1,156 @@
+"""The commands that use a fabric, against a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fabric.cli.entry import run
+
+LINES = "".join(
+    f'{{"custom_id": "{n}", "method": "POST", "url": "/v1/chat/completions", "body": {{}}}}\n' for n in "abc"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text(LINES)
+
+
+@pytest.fixture
+def job(api: Any) -> dict[str, Any]:
+    tokens = [{"type": "token", "chunk": {"choices": [{"delta": {"content": c}}]}} for c in ("Hel", "lo")]
+    api.events = [{"type": "queued"}, *tokens, {"type": "succeeded"}]
+    attempt = {"number": 1, "tier": "cpu", "deployment": "m-cpu", "outcome": "succeeded", "error": None}
+    result = {"choices": [{"message": {"content": "Hello"}}]}
+    api.job = {"id": "job_1", "state": "succeeded", "attempts": [attempt], "result": result}
+    return dict(api.job)
+
+
+def test_submit_prints_the_answer(api: Any, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "hi", "--model", "m", "--max-tokens", "5", "--privacy", "restricted"]) == 0
+    assert capsys.readouterr().out == "Hello\n"
+    [(_, body)] = api.calls("POST", "/v1/jobs")
+    assert body == {
+        "endpoint": "/v1/chat/completions",
+        "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5},
+        "fabric": {"privacy": "restricted"},
+    }
+
+
+def test_submit_streams(api: Any, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "hi", "--stream"]) == 0
+    assert capsys.readouterr().out == "Hello\n"
+    assert api.calls("POST", "/v1/jobs")[0][1]["body"]["stream"] is True
+
+
+def test_submit_prints_json(api: Any, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "hi", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == job
+    assert run(["submit", "hi", "--no-wait"]) == 0
+    assert capsys.readouterr().out == "job_1\n"
+
+
+def test_submit_takes_a_body_and_puts_options_over_it(api: Any, job: dict[str, Any]) -> None:
+    Path("body.json").write_text('{"model": "m", "input": "x", "fabric": {"tags": ["t"], "priority": "batch"}}')
+    command = ["submit", "--json-body", "body.json", "--endpoint", "/v1/embeddings", "--priority", "standard"]
+    assert run(command) == 0
+    [(_, body)] = api.calls("POST", "/v1/jobs")
+    assert body["fabric"] == {"tags": ["t"], "priority": "standard"}
+    assert body["body"] == {"model": "m", "input": "x"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "error: Give a PROMPT, or a body with --json-body."),
+        (["hi", "--stream", "--no-wait"], "error: --stream shows the answer"),
+    ],
+)
+def test_submit_refuses_what_makes_no_sense(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["submit", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_submit_fails_with_the_jobs_error(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    api.job = {"id": "job_1", "state": "failed", "error": {"message": "The engine broke.", "code": "engine_error"}}
+    assert run(["submit", "hi"]) == 1
+    assert capsys.readouterr().err == "error: The engine broke.\n"
+
+
+def test_batch_run_writes_both_files_once(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 0
+    assert [json.loads(line)["custom_id"] for line in Path("out.jsonl").read_bytes().split(b"\n") if line] == ["a", "b"]
+    assert json.loads(Path("out.errors.jsonl").read_text())["custom_id"] == "c"
+    assert "batch_1 completed: 2 answers in out.jsonl, 1 errors in out.errors.jsonl" in capsys.readouterr().err
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 0
+    assert len(api.calls("POST", "/v1/files")) == len(api.calls("POST", "/v1/batches")) == 1
+
+
+def test_batch_run_goes_on_after_it_was_interrupted(api: Any) -> None:
+    api.looks = 10**9
+    command = [sys.executable, "-m", "fabric.cli", "batch", "run", "in.jsonl", "-o", "out.jsonl"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stderr
+        assert process.stderr.readline() == "batch_1: 0 of 3 lines\n"
+        process.send_signal(signal.SIGINT)
+        assert "batch_1 goes on: the same command goes on waiting" in process.stderr.read()
+        assert process.wait() == 130
+    assert not Path("out.jsonl").exists()
+    api.looks = 1
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 0
+    assert Path("out.jsonl").exists()
+    assert len(api.calls("POST", "/v1/batches")) == 1
+
+
+def test_batch_run_that_died_before_it_knew_its_batch_makes_no_second_one(api: Any) -> None:
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 0
+    checkpoint = Path("out.jsonl.batch.json")
+    values = json.loads(checkpoint.read_text())
+    checkpoint.write_text(json.dumps({**values, "batch_id": None}))
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 0
+    first, second = api.calls("POST", "/v1/batches")
+    assert first[0]["idempotency-key"] == second[0]["idempotency-key"]
+    assert first[1] == second[1]
+
+
+def test_batch_run_does_not_mix_up_inputs(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 0
+    Path("in.jsonl").write_text(LINES * 2)
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 1
+    assert "out.jsonl.batch.json belongs to another input: remove it" in capsys.readouterr().err
+
+
+def test_a_batch_that_failed_says_why(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = {"data": [{"code": "empty_file", "message": "The file has no lines."}]}
+    api.batch = {**api.batch, "status": "failed", "errors": errors}
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 1
+    assert capsys.readouterr().err.endswith("error: batch_1 failed. The file has no lines.\n")
+
+
+def test_batch_cancel(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "cancel", "batch_1"]) == 0
+    assert capsys.readouterr().out == "batch_1 cancelled\n"
+
+
+def test_jobs_ls_show_and_cancel(api: Any, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs", "ls", "--limit", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [[f"job_{n}", "queued", "assistant"] for n in range(3)]
+    assert run(["jobs", "ls", "--limit", "2", "--json"]) == 0
+    assert [item["id"] for item in json.loads(capsys.readouterr().out)] == ["job_0", "job_1"]
+    assert run(["jobs", "show", "job_1"]) == 0
+    assert "attempt 1: succeeded at m-cpu (cpu)" in capsys.readouterr().out
+    assert run(["jobs", "cancel", "job_1", "job_2"]) == 0
+    assert capsys.readouterr().out == "job_1 cancelled\njob_2 cancelled\n"

@@ -1,0 +1,78 @@
+"""``Store`` and ``AsyncStore``: how commands run, and what happens when the server is away or has forgotten."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fabric.contracts.errors import Unavailable
+from fabric.contracts.job import JobSpec
+from fabric.store import AsyncStore, Store, reads, transitions
+from fabric.store.transitions import NewJob
+
+if TYPE_CHECKING:
+    from tests.conftest import Valkey
+    from tests.store.conftest import Jobs
+
+
+def test_a_script_that_the_server_has_lost_is_loaded_again(jobs: Jobs, store: Store) -> None:
+    jobs.queued()
+    store.redis.script_flush()
+    jobs.queued()
+    assert len(jobs.lane()) == 2
+
+
+async def test_also_on_asyncio(jobs: Jobs, store: Store, valkey: Valkey) -> None:
+    asynchronous = AsyncStore(valkey.url)
+    store.redis.script_flush()
+    spec = jobs.spec()
+    (answer,) = await asynchronous(transitions.accept([NewJob(spec, b"p")]))
+    record = await asynchronous(reads.job(spec.id))
+    await asynchronous.close()
+    assert answer.verdict == "accepted"
+    assert record is not None
+    assert record.spec == spec
+
+
+async def test_a_server_that_is_away_is_unavailable_and_comes_back_whole(
+    jobs: Jobs, store: Store, valkey: Valkey
+) -> None:
+    job = jobs.running()
+    asynchronous = AsyncStore(valkey.url)
+    valkey.kill()
+    try:
+        with pytest.raises(Unavailable, match="can't be reached"):
+            jobs.state(job)
+        with pytest.raises(Unavailable, match="can't be reached"):
+            await asynchronous(reads.state(job))
+    finally:
+        valkey.start()
+    assert jobs.commit(job)
+    assert await asynchronous(reads.ping())
+    await asynchronous.close()
+
+
+def test_a_refused_write_says_so(store: Store) -> None:
+    store.redis.set("fabric:live", "not a sorted set")
+    with pytest.raises(Unavailable, match="refused"):
+        store(transitions.accept([NewJob(JobSpec("job_1", "/v1/completions", "m"), b"secret")]))
+
+
+def test_an_error_never_quotes_the_payload(store: Store) -> None:
+    store.redis.set("fabric:live", "not a sorted set")
+    spec = JobSpec("job_1", "/v1/completions", "m")
+    with pytest.raises(Unavailable) as caught:
+        store(transitions.accept([NewJob(spec, b"my secret")]))
+    assert "my secret" not in str(caught.value)
+    assert "my secret" not in str(caught.value.__cause__)
+
+
+def test_every_script_ships_with_the_package() -> None:
+    listed = (
+        "from importlib.resources import files; print(*(f.name for f in (files('fabric.store')/'scripts').iterdir()))"
+    )
+    names = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    assert len([name for name in names if name.endswith(".lua")]) == 22

@@ -1,0 +1,112 @@
+"""What leaves a worker: pieces of streams and outcomes, in order, many in a call.
+
+While one call is on its way the next ones collect, so calls grow with the load and a lone answer
+waits for nothing. A store that is away is tried again until it is back: an outcome that comes too
+late is refused by its attempt number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from fabric.contracts.errors import Unavailable
+from fabric.store import AsyncStore, Command, transitions
+from fabric.store.transitions import Failure, Outcome, Piece
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CALL_LIMIT = 200
+_AWAY_S = 0.1
+
+
+class Outbox:
+    """``lost`` is called with the id of a job whose attempt is no longer this worker's."""
+
+    def __init__(self, store: AsyncStore, lost: Callable[[str], None]) -> None:
+        self._store = store
+        self._lost = lost
+        self._pieces: list[Piece] = []
+        self._outcomes: list[Outcome] = []
+        self._failures: list[Failure] = []
+        self._on_the_way: list[str] = []
+        self._something = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def piece(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._ring()
+
+    def outcome(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._ring()
+
+    def failure(self, failure: Failure) -> None:
+        self._failures.append(failure)
+        self._ring()
+
+    def _ring(self) -> None:
+        self._empty.clear()
+        self._something.set()
+
+    @property
+    def pending(self) -> list[str]:
+        """Jobs whose end isn't stored yet."""
+        return [*self._on_the_way, *(o.job_id for o in self._outcomes), *(f.job_id for f in self._failures)]
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            await self._flush()
+            if not (self._pieces or self._outcomes or self._failures):
+                self._empty.set()
+
+    async def drained(self) -> None:
+        """Returns when all that was put in has been stored."""
+        await self._empty.wait()
+
+    async def _flush(self) -> None:
+        # Outcomes are picked up before pieces are sent: a job's pieces always come before its end.
+        outcomes, self._outcomes = self._outcomes, []
+        failures, self._failures = self._failures, []
+        pieces, self._pieces = self._pieces, []
+        self._on_the_way = [*(o.job_id for o in outcomes), *(f.job_id for f in failures)]
+        for start in range(0, len(pieces), _CALL_LIMIT):
+            await self._emit(pieces[start : start + _CALL_LIMIT])
+        for start in range(0, len(outcomes), _CALL_LIMIT):
+            await self._commit(outcomes[start : start + _CALL_LIMIT])
+        for start in range(0, len(failures), _CALL_LIMIT):
+            await self._insist(transitions.fail(failures[start : start + _CALL_LIMIT]))
+        self._on_the_way = []
+
+    async def _emit(self, pieces: list[Piece]) -> None:
+        kept = await self._insist(transitions.emit(pieces))
+        for piece, answer in zip(pieces, kept, strict=True):
+            if not answer:
+                self._lost(piece.job_id)
+
+    async def _commit(self, outcomes: list[Outcome]) -> None:
+        counted = await self._insist(transitions.commit(outcomes))
+        refused = counted.count(0)
+        if refused:
+            log.warning("%d late outcomes were refused: their jobs had moved on", refused)
+
+    async def _insist(self, command: Command[T]) -> T:
+        away = False
+        while True:
+            try:
+                answer = await self._store(command)
+            except Unavailable as error:
+                if not away:
+                    log.warning("outcomes wait: %s", error)
+                away = True
+                await asyncio.sleep(_AWAY_S)
+            else:
+                return answer

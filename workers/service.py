@@ -1,0 +1,78 @@
+"""Starts a worker: the runtime, and the Celery worker that feeds it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_shutting_down
+from celery.utils.log import get_task_logger
+
+from fabric.broker import make_app, queue
+from fabric.contracts.catalog import Deployment
+from fabric.contracts.message import TASK
+from workers.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+#: Threads that claim. Claiming takes about a millisecond: more threads would only wait for each other.
+_CLAIMING_THREADS = 4
+
+
+def run(
+    *,
+    redis_url: str,
+    broker_url: str,
+    tier: str,
+    deployments: Sequence[Deployment],
+    name: str | None = None,
+    grace_s: float = 60.0,
+    log_level: str = "INFO",
+) -> int:
+    """Runs until SIGTERM or SIGINT; answers the exit status.
+
+    Raises:
+        ConfigError: an engine can't work as configured. Nothing was taken.
+    """
+    runtime = Runtime(redis_url, tier, deployments)
+    runtime.start()
+    app = make_app(broker_url)
+    app.conf.task_queues = [queue(d) for d in deployments]
+    register(app, runtime)
+
+    def draining(**_: Any) -> None:
+        runtime.drain()
+
+    worker_shutting_down.connect(draining, weak=False)
+    # Claims and acknowledgements are no news; a line per message would hide what is.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    get_task_logger(TASK).setLevel(logging.WARNING)
+    celery_worker = app.Worker(
+        hostname=f"{name or tier}-{runtime.id[-6:]}@{socket.gethostname()}",
+        pool="threads",
+        concurrency=_CLAIMING_THREADS,
+        loglevel=log_level,
+        without_gossip=True,
+        without_mingle=True,
+        task_events=True,
+        quiet=True,
+    )
+    log.info("worker %s on tier %s: %s", runtime.id, tier, ", ".join(d.name for d in deployments))
+    try:
+        celery_worker.start()
+    finally:
+        runtime.stop(grace_s)
+    return int(celery_worker.exitcode or 0)
+
+
+def register(app: Celery, runtime: Runtime) -> None:
+    """Makes ``fabric.run`` the app's one task of ours."""
+
+    def fabric_run(deployment: str, jobs: list[Any]) -> int:
+        return runtime.receive(deployment, jobs)
+
+    app.task(name=TASK, ignore_result=True)(fabric_run)
