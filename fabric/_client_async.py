@@ -140,6 +140,10 @@ class AsyncBatch:
             for line in decoder.end():
                 yield json.loads(line)
 
+    async def report(self) -> dict[str, Any]:
+        """As ``Batch.report``."""
+        return await _json(self._http, Call("GET", f"/v1/batches/{self.id}/report"))
+
     async def cancel(self) -> AsyncBatch:
         self.values = await _json(self._http, Call("POST", f"/v1/batches/{self.id}/cancel"))
         return self
@@ -252,6 +256,13 @@ class AsyncClient:
 
     async def get_batch(self, batch_id: str) -> AsyncBatch:
         return AsyncBatch(self._http, await _json(self._http, Call("GET", f"/v1/batches/{batch_id}")))
+
+    async def batches(self, *, limit: int | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Batches, newest first, at most ``limit``."""
+        pages = wire.Pages("/v1/batches", limit, mark="after")
+        while pages.more:
+            for batch in pages.read(await _json(self._http, pages.call())):
+                yield batch
 
     def content(self, file_id: str) -> AsyncIterator[bytes]:
         """A file's bytes, as they come."""

@@ -136,6 +136,10 @@ class Batch:
                 yield from map(json.loads, decoder.feed(chunk))
             yield from map(json.loads, decoder.end())
 
+    def report(self) -> dict[str, Any]:
+        """What the lines that have ended took: places, tokens, seconds, US dollars."""
+        return _json(self._http, Call("GET", f"/v1/batches/{self.id}/report"))
+
     def cancel(self) -> Batch:
         self.values = _json(self._http, Call("POST", f"/v1/batches/{self.id}/cancel"))
         return self
@@ -256,6 +260,12 @@ class Client:
 
     def get_batch(self, batch_id: str) -> Batch:
         return Batch(self._http, _json(self._http, Call("GET", f"/v1/batches/{batch_id}")))
+
+    def batches(self, *, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """Batches, newest first, at most ``limit``."""
+        pages = wire.Pages("/v1/batches", limit, mark="after")
+        while pages.more:
+            yield from pages.read(_json(self._http, pages.call()))
 
     def content(self, file_id: str) -> Iterator[bytes]:
         """A file's bytes, as they come."""

@@ -146,9 +146,10 @@ class Mapped:
 
 
 class Pages:
-    """Walks a list that comes in pages."""
+    """Walks a list that comes in pages. ``mark="after"``: OpenAI's lists, which go on behind the last id."""
 
-    def __init__(self, path: str, limit: int | None) -> None:
+    def __init__(self, path: str, limit: int | None, *, mark: str = "cursor") -> None:
+        self._mark = mark
         self.more = limit is None or limit > 0
         self._path = path
         self._left = limit
@@ -163,9 +164,9 @@ class Pages:
         if self._left is not None:
             items = items[: self._left]
             self._left -= len(items)
-        cursor = page.get("next_cursor")
+        cursor = page.get("next_cursor" if self._mark == "cursor" else "last_id")
         self.more = bool(page.get("has_more") and cursor and self._left != 0)
-        self._query = {"cursor": cursor} if cursor else {}
+        self._query = {self._mark: cursor} if cursor else {}
         return items
 
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import click
 
-from fabric.cli.output import json_option, print_json
+from fabric.cli.output import json_option, local_time, print_json, print_table
 from fabric.contracts.errors import Conflict, FabricError, NotFound
 
 if TYPE_CHECKING:
@@ -45,18 +45,60 @@ def run(source: Path, output: Path, errors: Path | None, endpoint: str | None, a
     from fabric.client import Client
 
     with Client() as client:
-        checkpoint = Checkpoint.of(source, output)
-        started = checkpoint.begin(client, source, endpoint)
-        try:
-            started.wait(progress=None if sys.stderr.isatty() else _plain(started.id))
-        except KeyboardInterrupt:
-            hint = f"the same command goes on waiting, `fabric batch cancel {started.id}` stops it"
-            click.echo(f"{started.id} goes on: {hint}", err=True)
-            raise
+        started = Checkpoint.of(source, output).begin(client, source, endpoint)
+        _wait(started)
         _fetch(client, started, output, errors or output.with_suffix(".errors.jsonl"), named=errors is not None)
+        report = started.report()
     if as_json:
-        print_json(started.values)
+        print_json({**started.values, "report": report})
+    else:
+        print_report(started.values, report)
     return _verdict(started)
+
+
+@batch.command()
+@click.argument("batch_id")
+@json_option
+def wait(batch_id: str, as_json: bool) -> int:
+    """Wait for the end of a batch that is there already."""
+    from fabric.client import Client
+
+    with Client() as client:
+        waited = client.get_batch(batch_id)
+        _wait(waited)
+    print_json(waited.values) if as_json else click.echo(f"{batch_id} {waited.status}")
+    return _verdict(waited)
+
+
+@batch.command("ls")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Most batches to list.")
+@json_option
+def list_batches(limit: int, as_json: bool) -> None:
+    """List batches, newest first."""
+    from fabric.client import Client
+
+    with Client() as client:
+        found = list(client.batches(limit=limit))
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("ID", "STATUS", "CREATED", "LINES", "OK", "FAILED"),
+        [(b["id"], b["status"], local_time(b["created_at"]), *_counts(b)) for b in found],
+    )
+
+
+@batch.command()
+@click.argument("batch_id")
+@json_option
+def show(batch_id: str, as_json: bool) -> None:
+    """Show a batch: its lines, and what those that have ended took."""
+    from fabric.client import Client
+
+    with Client() as client:
+        shown = client.get_batch(batch_id)
+        report = shown.report()
+    print_json({**shown.values, "report": report}) if as_json else print_report(shown.values, report)
 
 
 @batch.command()
@@ -128,6 +170,36 @@ class Checkpoint:
         return self
 
 
+def print_report(values: dict[str, Any], report: dict[str, Any]) -> None:
+    total, ok, failed = _counts(values)
+    seconds, rate, elapsed = report["seconds"], report["tokens_per_s"], report["elapsed_s"]
+    click.echo(f"{values['id']}  {values['status']}  lines {total}, ok {ok}, failed {failed}")
+    print_table(
+        ("TIER", "DEPLOYMENT", "LINES", "TOKENS IN", "TOKENS OUT", "COST USD"),
+        [
+            (p["tier"], p["deployment"], p["lines"], p["input_tokens"], p["output_tokens"], f"{p['cost_usd']:.6f}")
+            for p in report["places"]
+        ],
+    )
+    if rate is not None:
+        line = f"a line took {seconds['p50']:.2f} s (p50), {seconds['p95']:.2f} s (p95)" if seconds["p50"] else ""
+        click.echo(f"{line}; {rate:.0f} tokens/s written over {elapsed:.1f} s".removeprefix("; "))
+
+
+def _counts(values: dict[str, Any]) -> tuple[int, int, int]:
+    counts = values.get("request_counts") or {}
+    return counts.get("total", 0), counts.get("completed", 0), counts.get("failed", 0)
+
+
+def _wait(started: Batch) -> None:
+    try:
+        started.wait(progress=None if sys.stderr.isatty() else _plain(started.id))
+    except KeyboardInterrupt:
+        hint = f"`fabric batch wait {started.id}` waits again, `fabric batch cancel {started.id}` stops it"
+        click.echo(f"{started.id} goes on: {hint}", err=True)
+        raise
+
+
 def _plain(name: str) -> Callable[[int, int | None], None]:
     """Progress as lines: not too many, and always the last."""
     said: dict[str, Any] = {"at": 0.0, "done": -1}
@@ -145,12 +217,9 @@ def _fetch(client: Client, ended: Batch, output: Path, errors: Path, *, named: b
     _download(client, ended.values.get("output_file_id"), output)
     if named or errors.exists() or ended.values.get("error_file_id"):
         _download(client, ended.values.get("error_file_id"), errors)
-    counts = ended.values.get("request_counts") or {}
-    click.echo(
-        f"{ended.id} {ended.status}: {counts.get('completed', 0)} answers in {output}, "
-        f"{counts.get('failed', 0)} errors" + (f" in {errors}" if ended.values.get("error_file_id") else ""),
-        err=True,
-    )
+    _, ok, failed = _counts(ended.values)
+    place = f" in {errors}" if ended.values.get("error_file_id") else ""
+    click.echo(f"{ended.id} {ended.status}: {ok} answers in {output}, {failed} errors{place}", err=True)
 
 
 def _download(client: Client, file_id: str | None, path: Path) -> None:

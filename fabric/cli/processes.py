@@ -8,6 +8,8 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import click
@@ -102,6 +104,42 @@ def worker(tier: str, config: Path | None, name: str | None) -> int:
         grace_s=settings.drain_s,
         log_level=settings.log_level,
     )
+
+
+@click.command()
+@config_option
+def recorder(config: Path | None) -> None:
+    """Run the recorder: from finished jobs to the ledger. It also leads batches from file to file."""
+    settings = begin(config)
+    from fabric.batches import wake
+    from fabric.batches.service import BatchService
+    from fabric.batches.storage import Storage
+    from fabric.ledger import Ledger
+    from fabric.recorder import Recorder
+    from fabric.store import Store
+
+    stop = _stop_on_signals()
+    ledger = Ledger(settings.database_url)
+    # Each thread waits on its own connection.
+    recording, feeding = Store(settings.redis_url), Store(settings.redis_url)
+    into_ledger = Recorder(recording, ledger, recorded=lambda: recording(wake.wake()))
+    service = BatchService(feeding, ledger, Storage(settings.files_dir), settings.catalog)
+    log.info("the recorder is %s", into_ledger.name)
+    try:
+        _run_together(stop, into_ledger.run, service.run)
+    finally:
+        for part in (recording, feeding, ledger):
+            part.close()
+
+
+def _run_together(stop: threading.Event, *works: Callable[[threading.Event], None]) -> None:
+    """One thread each, until ``stop`` is set. If one fails the others are stopped, and the failure is raised."""
+    with ThreadPoolExecutor(len(works)) as threads:
+        running = [threads.submit(work, stop) for work in works]
+        wait(running, return_when=FIRST_COMPLETED)
+        stop.set()
+        for one in running:
+            one.result()
 
 
 @click.command()

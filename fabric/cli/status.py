@@ -3,35 +3,71 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fabric.cli.output import json_option, print_json, print_table
+from fabric.contracts.errors import Unavailable
 
 
 @click.command()
+@click.option(
+    "--url", "only_url", is_flag=True, help="Print where the fabric of the data directory listens, once it is ready."
+)
 @json_option
-def status(as_json: bool) -> None:
+def status(only_url: bool, as_json: bool) -> None:
     """Show tiers, workers, slots and what waits; and the processes, when the fabric runs here."""
+    run = _run()
+    if only_url:
+        click.echo(_ready_url(run))
+        return
     from fabric.client import Client
 
     with Client() as client:
         shown = client.status()
-    processes = _processes()
+    processes = run["processes"] if run else {}
     if as_json:
         print_json({**shown, **({"processes": processes} if processes else {})})
         return
-    _print_tiers(shown)
+    _print_tiers(shown["data"])
     if processes:
         click.echo()
         print_table(("PROCESS", "PID", "RESTARTS"), [(n, p["pid"], p["restarts"]) for n, p in processes.items()])
 
 
-def _processes() -> dict[str, Any] | None:
+def _print_tiers(tiers: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        ("TIER", "DEPLOYMENT", "MODEL", "ENGINE", "WORKERS", "SLOTS", "BUSY"),
+        [
+            (tier["tier"], d["name"], d["model"], d["engine"], d["workers"], d["slots"], d["busy"])
+            for tier in tiers
+            for d in tier["deployments"]
+        ],
+    )
+
+
+def _run() -> dict[str, Any] | None:
     """What ``fabric up`` runs on this machine's data directory, if it does."""
     from fabric.cli.data_dir import read_run
 
-    run = read_run(Path(os.environ.get("FABRIC_DATA_DIR") or ".fabric"))
-    return dict(run["processes"]) if run else None
+    return read_run(Path(os.environ.get("FABRIC_DATA_DIR") or ".fabric"))
+
+
+def _ready_url(run: dict[str, Any] | None) -> str:
+    """
+    Raises:
+        Unavailable: nothing runs there, or it isn't ready yet.
+    """
+    import httpx
+
+    url = str(run["url"]) if run else ""
+    try:
+        ready = bool(url) and httpx.get(f"{url}/health/ready", timeout=2, trust_env=False).is_success
+    except httpx.TransportError:
+        ready = False
+    if not ready:
+        raise Unavailable("No fabric is ready on this data directory. FABRIC_DATA_DIR says which one is meant.")
+    return url

@@ -25,6 +25,17 @@ PLACEMENT = {
     "x-fabric-cost-usd": "0.5",
     "x-fabric-queue-ms": "3",
 }
+REPORT = {
+    "places": [
+        {"tier": "cpu", "deployment": "m-cpu", "lines": 2, "input_tokens": 8, "output_tokens": 6, "cost_usd": 0.0}
+    ],
+    "input_tokens": 8,
+    "output_tokens": 6,
+    "cost_usd": 0.0,
+    "seconds": {"p50": 0.5, "p95": 1.0},
+    "elapsed_s": 2.0,
+    "tokens_per_s": 3.0,
+}
 #: A line separator as Unicode has it: no line end in server-sent events or JSON lines.
 ODD = "one\u2028two"
 
@@ -96,6 +107,10 @@ class Api:
             case "POST", ["batches"]:
                 self.batches_by_key[request.headers["idempotency-key"]] = "batch_1"
                 return JSONResponse(self.batch)
+            case "GET", ["batches"]:
+                return JSONResponse({"object": "list", "data": [self.batch], "has_more": False, "last_id": "batch_1"})
+            case "GET", ["batches", _, "report"]:
+                return JSONResponse(REPORT)
             case "GET", ["batches", _]:
                 return self._batch()
             case "POST", ["batches", _, "cancel"]:
@@ -155,7 +170,12 @@ class Api:
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The server, with ``FABRIC_URL`` leading to it."""
     api = Api(
-        batch={"id": "batch_1", "status": "in_progress", "request_counts": {"total": 3, "completed": 0, "failed": 0}},
+        batch={
+            "id": "batch_1",
+            "status": "in_progress",
+            "created_at": 0,
+            "request_counts": {"total": 3, "completed": 0, "failed": 0},
+        },
         files={
             "file_out": f'{{"custom_id":"a","text":"{ODD}"}}\n{{"custom_id":"b"}}\n'.encode(),
             "file_err": b'{"custom_id":"c"}',

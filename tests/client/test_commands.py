@@ -105,7 +105,7 @@ def test_batch_run_goes_on_after_it_was_interrupted(api: Any) -> None:
         assert process.stderr
         assert process.stderr.readline() == "batch_1: 0 of 3 lines\n"
         process.send_signal(signal.SIGINT)
-        assert "batch_1 goes on: the same command goes on waiting" in process.stderr.read()
+        assert "batch_1 goes on: `fabric batch wait batch_1` waits again" in process.stderr.read()
         assert process.wait() == 130
     assert not Path("out.jsonl").exists()
     api.looks = 1
@@ -137,6 +137,17 @@ def test_a_batch_that_failed_says_why(api: Any, capsys: pytest.CaptureFixture[st
     api.batch = {**api.batch, "status": "failed", "errors": errors}
     assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl"]) == 1
     assert capsys.readouterr().err.endswith("error: batch_1 failed. The file has no lines.\n")
+
+
+def test_batch_wait_show_and_ls(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "wait", "batch_1"]) == 0
+    assert capsys.readouterr().out == "batch_1 completed\n"
+    assert run(["batch", "show", "batch_1"]) == 0
+    shown = capsys.readouterr().out
+    assert "lines 3, ok 2, failed 1" in shown
+    assert "a line took 0.50 s (p50), 1.00 s (p95); 3 tokens/s written over 2.0 s" in shown
+    assert run(["batch", "ls"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["batch_1", "completed"]
 
 
 def test_batch_cancel(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
