@@ -1,4 +1,4 @@
-"""The Celery app: queues, the one task's name, and how the scheduler sends it.
+"""The Celery app: queues, the one task's name, and the messages from scheduler to worker.
 
 ``celery -A fabric.broker inspect|control|flower`` work on it as on any Celery app. Messages are claim
 checks (``fabric.contracts.message``): Flower, the broker and its dead letters see ids, never prompts.
@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AMQPError, MessageNacked
 from celery import Celery
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import KombuError
+from kombu.message import Message
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from fabric.contracts.catalog import Deployment
@@ -24,15 +26,22 @@ from fabric.contracts.message import TASK, Chunk
 
 #: Where RabbitMQ puts messages that were rejected or came back too often, one queue per tier.
 DEAD_EXCHANGE = Exchange("fabric.dead", type="direct", durable=True)
+#: Dead messages kept per tier, the newest. They are for people to look at: their jobs have long run elsewhere.
+DEAD_LIMIT = 10_000
 #: A message that kills its reader goes to the dead-letter queue after this many deliveries.
 DELIVERY_LIMIT = 5
 #: Messages that take longer than this to be claimed come a second time, which the claim's fence refuses.
 VISIBILITY_TIMEOUT_S = 300
+#: How long the broker may take to answer before it counts as away.
+TIMEOUT_S = 4
+
+_ERRORS = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
 
 
 def dead_queue(tier: str) -> Queue:
     name = f"fabric.{tier}.dead"
-    return Queue(name, DEAD_EXCHANGE, routing_key=name, queue_arguments={"x-queue-type": "quorum"})
+    arguments = {"x-queue-type": "quorum", "x-max-length": DEAD_LIMIT}
+    return Queue(name, DEAD_EXCHANGE, routing_key=name, queue_arguments=arguments)
 
 
 def queue(deployment: Deployment) -> Queue:
@@ -45,10 +54,27 @@ def queue(deployment: Deployment) -> Queue:
         queue_arguments={
             "x-queue-type": "quorum",
             "x-dead-letter-exchange": DEAD_EXCHANGE.name,
-            "x-dead-letter-routing-key": f"fabric.{deployment.tier}.dead",
+            "x-dead-letter-routing-key": dead_queue(deployment.tier).name,
             "x-delivery-limit": DELIVERY_LIMIT,
         },
     )
+
+
+def declare(channel: Any, deployment: Deployment) -> None:
+    """Makes the deployment's queue and the dead-letter queue behind it, where they aren't there yet."""
+    dead_queue(deployment.tier)(channel).declare()
+    queue(deployment)(channel).declare()
+
+
+def limit_waiting(connection: Connection) -> None:
+    """RabbitMQ may leave a question unanswered for ever; its client would wait as long."""
+    sock = getattr(connection.connection, "sock", None)  # Redis' connections have their own limits
+    if sock is not None:
+        sock.settimeout(TIMEOUT_S)
+
+
+def is_redis(broker_url: str) -> bool:
+    return not broker_url.startswith(("amqp", "pyamqp"))
 
 
 def make_app(broker_url: str) -> Celery:
@@ -60,6 +86,8 @@ def make_app(broker_url: str) -> Celery:
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         task_acks_late=True,
+        # What our own code can't handle is a dead letter; its jobs are reclaimed.
+        task_acks_on_failure_or_timeout=False,
         task_create_missing_queues=True,
         task_default_queue="fabric.unrouted",
         task_default_queue_type="classic",
@@ -67,14 +95,13 @@ def make_app(broker_url: str) -> Celery:
         task_default_routing_key="fabric.unrouted",
         worker_prefetch_multiplier=1,
         worker_detect_quorum_queues=True,
-        worker_consumer="workers.consumer:Consumer",
         worker_send_task_events=True,
         task_send_sent_event=False,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_connection_timeout=4,
+        broker_connection_timeout=TIMEOUT_S,
         broker_heartbeat=10,
         broker_transport_options=_transport_options(broker_url),
         event_queue_expires=60,
@@ -84,12 +111,12 @@ def make_app(broker_url: str) -> Celery:
 
 
 def _transport_options(broker_url: str) -> dict[str, Any]:
-    if broker_url.startswith(("amqp", "pyamqp")):
+    if not is_redis(broker_url):
         return {"confirm_publish": True}
     return {
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "health_check_interval": 25,
-        "socket_connect_timeout": 4,
+        "socket_connect_timeout": TIMEOUT_S,
         "socket_keepalive": True,
     }
 
@@ -99,10 +126,22 @@ class Sender:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._redis = is_redis(app.conf.broker_url)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._declared: set[str] = set()
         self._origin = f"scheduler@{os.uname().nodename}"
+
+    def connect(self) -> None:
+        """Makes sure that there is a connection, before anything is taken that would have to be sent.
+
+        Raises:
+            Unavailable: the broker is away.
+        """
+        try:
+            self._connected()
+        except _ERRORS as error:
+            raise self._broken(error) from error
 
     def send(self, chunks: Iterable[tuple[Deployment, Chunk]]) -> None:
         """
@@ -114,30 +153,54 @@ class Sender:
             for deployment, chunk in chunks:
                 self._declare(producer.channel, deployment)
                 self._publish(producer, deployment.queue, chunk)
-        except (KombuError, AMQPError, RedisError, OSError) as error:
-            self.close()
-            raise Unavailable("The broker can't be reached; it is tried again until it is back.") from error
+        except _ERRORS as error:
+            raise self._broken(error) from error
+
+    def keep_alive(self) -> None:
+        """To be called every second or so: RabbitMQ closes a connection that says nothing."""
+        if self._connection is None or not self._connection.supports_heartbeats:
+            return
+        try:
+            self._connection.heartbeat_check()
+            self._connection.drain_events(timeout=0.001)
+        except TimeoutError:
+            pass  # nothing to read
+        except _ERRORS:
+            self._drop()  # the next message finds a new one
 
     def close(self) -> None:
         if self._connection is not None:
+            with suppress(*_ERRORS):
+                self._connection.release()
+            self._drop()
+
+    def _drop(self) -> None:
+        """Without a farewell, which a broken connection would wait for."""
+        if self._connection is not None:
             connection, self._connection, self._producer = self._connection, None, None
             self._declared.clear()
-            # A broken connection may fail in any way when it is closed.
-            with suppress(Exception):
-                connection.release()
+            with suppress(*_ERRORS):
+                connection.collect(socket_timeout=TIMEOUT_S)
 
     def _connected(self) -> Producer:
         if self._producer is None:
             self._connection = self._app.connection_for_write()
-            self._connection.ensure_connection(max_retries=1, timeout=4)
+            self._connection.ensure_connection(max_retries=1, timeout=TIMEOUT_S)
+            limit_waiting(self._connection)
             self._producer = Producer(self._connection.default_channel, serializer="json", auto_declare=False)
         return self._producer
 
     def _declare(self, channel: Any, deployment: Deployment) -> None:
         if deployment.queue not in self._declared:
-            dead_queue(deployment.tier)(channel).declare()
-            queue(deployment)(channel).declare()
+            if not self._redis:  # whose queues are there when something is in them
+                declare(channel, deployment)
             self._declared.add(deployment.queue)
+
+    def _broken(self, error: Exception) -> Unavailable:
+        self._drop()
+        # The broker's own words: never the message's.
+        said = getattr(error, "reply_text", "") or type(error).__name__
+        return Unavailable(f"The broker doesn't take messages ({said}); it is tried again until it does.")
 
     def _publish(self, producer: Producer, routing_key: str, chunk: Chunk) -> None:
         task_id = new_id("evt")
@@ -147,23 +210,61 @@ class Sender:
             routing_key=routing_key,
             correlation_id=task_id,
             delivery_mode=2,
+            timeout=TIMEOUT_S,
+            confirm_timeout=TIMEOUT_S,
             headers={
-                "lang": "py",
-                "task": TASK,
+                **_FIXED_HEADERS,
                 "id": task_id,
                 "root_id": task_id,
-                "parent_id": None,
-                "group": None,
-                "retries": 0,
-                "eta": None,
-                "expires": None,
-                "timelimit": [None, None],
-                "argsrepr": "()",
                 "kwargsrepr": f"{chunk.deployment}: {_names(chunk)}",
                 "origin": self._origin,
-                "ignore_result": True,
             },
         )
+
+
+_FIXED_HEADERS: dict[str, Any] = {
+    "lang": "py",
+    "task": TASK,
+    "parent_id": None,
+    "group": None,
+    "retries": 0,
+    "eta": None,
+    "expires": None,
+    "timelimit": [None, None],
+    "argsrepr": "()",
+    "ignore_result": True,
+}
+_OWN_HEADERS = ("id", "root_id", "kwargsrepr", "origin")
+
+
+class BadMessage(ValueError):
+    """A message that isn't one of ours. The text is a fixed phrase: nothing of the message is in it."""
+
+
+def read(message: Message) -> Chunk:
+    """What ``Sender`` has sent. Celery trusts its messages; some of those that it doesn't understand end its
+    worker, and come back when it has restarted.
+
+    Raises:
+        BadMessage: not a message that ``Sender`` sends.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get("task") != TASK:
+        raise BadMessage("unknown task")
+    if any(name not in headers or headers[name] != value for name, value in _FIXED_HEADERS.items()):
+        raise BadMessage("unexpected headers")
+    if not all(isinstance(headers.get(name), str) for name in _OWN_HEADERS):
+        raise BadMessage("unexpected headers")
+    try:
+        args, kwargs, embedded = message.decode()
+    except Exception:  # noqa: BLE001 - foreign bytes fail in any way
+        raise BadMessage("unreadable body") from None
+    if args or embedded:
+        raise BadMessage("unexpected arguments")
+    try:
+        return Chunk.model_validate(kwargs)
+    except ValidationError:
+        raise BadMessage("unexpected arguments") from None
 
 
 def _names(chunk: Chunk) -> str:

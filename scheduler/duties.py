@@ -23,36 +23,47 @@ POISON_DEATHS = 3
 _EVERY_S = 0.5
 
 
+#: What one transition handles at most, so that none holds up the store for long.
+_AT_MOST = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """``said``: a sentence worth logging, or nothing. ``more``: there may be more to do at once."""
+
+    said: str = ""
+    more: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """``run`` answers a sentence worth logging, or nothing."""
-
     name: str
-    run: Callable[[Store], str | None]
+    run: Callable[[Store], Done]
 
 
-def _rescue(store: Store) -> str | None:
-    sent_back, parked = store(transitions.rescue(dead_after_ms=DEAD_AFTER_MS, deaths=POISON_DEATHS))
-    if sent_back or parked:
-        return f"rescued {sent_back} jobs of dead workers, parked {parked}"
-    return None
+def _rescue(store: Store) -> Done:
+    command = transitions.rescue(dead_after_ms=DEAD_AFTER_MS, deaths=POISON_DEATHS, at_most=_AT_MOST)
+    sent_back, parked = store(command)
+    if not sent_back and not parked:
+        return Done()
+    return Done(f"rescued {sent_back} jobs of dead workers, parked {parked}", sent_back + parked >= _AT_MOST)
 
 
-def _reclaim(store: Store) -> str | None:
-    dispatched, taken = store(transitions.reclaim())
-    if dispatched or taken:
-        return f"took back {dispatched} unclaimed dispatches and {taken} jobs of a dead scheduler"
-    return None
+def _reclaim(store: Store) -> Done:
+    dispatched, taken = store(transitions.reclaim(at_most=_AT_MOST))
+    if not dispatched and not taken:
+        return Done()
+    said = f"took back {dispatched} unclaimed dispatches and {taken} jobs of a dead scheduler"
+    return Done(said, max(dispatched, taken) >= _AT_MOST)
 
 
-def _promote(store: Store) -> str | None:
-    store(transitions.promote())
-    return None
+def _promote(store: Store) -> Done:
+    return Done(more=store(transitions.promote(at_most=_AT_MOST)) >= _AT_MOST)
 
 
-def _expire(store: Store) -> str | None:
-    expired = store(transitions.expire())
-    return f"{expired} jobs passed their deadline" if expired else None
+def _expire(store: Store) -> Done:
+    expired = store(transitions.expire(at_most=_AT_MOST))
+    return Done(f"{expired} jobs passed their deadline" if expired else "", expired >= _AT_MOST)
 
 
 DUTIES = (Duty("rescue", _rescue), Duty("reclaim", _reclaim), Duty("promote", _promote), Duty("expire", _expire))
@@ -61,10 +72,22 @@ DUTIES = (Duty("rescue", _rescue), Duty("reclaim", _reclaim), Duty("promote", _p
 def run_duties(store: Store, stop: threading.Event) -> None:
     """Runs every duty again and again until ``stop`` is set; a store that is away is waited for."""
     while not stop.wait(_EVERY_S):
-        for duty in DUTIES:
-            try:
-                said = duty.run(store)
-            except Unavailable:
-                break
-            if said:
-                log.warning("%s: %s", duty.name, said)
+        try:
+            for duty in DUTIES:
+                perform(duty, store, stop)
+        except Unavailable:
+            continue
+
+
+def perform(duty: Duty, store: Store, stop: threading.Event) -> None:
+    """Until there is nothing left to do.
+
+    Raises:
+        Unavailable: the store is away.
+    """
+    while not stop.is_set():
+        done = duty.run(store)
+        if done.said:
+            log.warning("%s: %s", duty.name, done.said)
+        if not done.more:
+            return

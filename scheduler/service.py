@@ -26,10 +26,32 @@ def run(*, redis_url: str, broker_url: str, catalog: Catalog, stop: threading.Ev
     """Runs until ``stop`` is set. The store and the broker may come and go."""
     store, duties_store = Store(redis_url), Store(redis_url)
     sender = Sender(make_app(broker_url))
-    loop = Loop(store, sender, catalog)
-    duties = threading.Thread(target=run_duties, args=(duties_store, stop), name="duties", daemon=True)
+    failures: list[Exception] = []
+
+    def do_duties() -> None:
+        try:
+            run_duties(duties_store, stop)
+        except Exception as error:  # noqa: BLE001 - raised below: a scheduler without its duties must not go on
+            failures.append(error)
+            stop.set()
+
+    duties = threading.Thread(target=do_duties, name="duties", daemon=True)
     duties.start()
     log.info("scheduling %d models on %d deployments", len(catalog.by_model), len(catalog.by_deployment))
+    try:
+        _schedule(store, sender, catalog, stop)
+    finally:
+        stop.set()
+        duties.join(timeout=2)
+        sender.close()
+        store.close()
+        duties_store.close()
+    if failures:
+        raise failures[0]
+
+
+def _schedule(store: Store, sender: Sender, catalog: Catalog, stop: threading.Event) -> None:
+    loop = Loop(store, sender, catalog)
     away = False
     while not stop.is_set():
         try:
@@ -37,6 +59,7 @@ def run(*, redis_url: str, broker_url: str, catalog: Catalog, stop: threading.Ev
                 if stop.is_set():
                     break
             store.redis.blpop([WAKE], timeout=_LOOK_S)
+            sender.keep_alive()
             if away:
                 log.info("the store and the broker are back")
             away = False
@@ -45,7 +68,3 @@ def run(*, redis_url: str, broker_url: str, catalog: Catalog, stop: threading.Ev
                 log.warning("waiting: %s", error if isinstance(error, Unavailable) else "the job store is away")
             away = True
             stop.wait(_AWAY_S)
-    duties.join(timeout=2)
-    sender.close()
-    store.close()
-    duties_store.close()

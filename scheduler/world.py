@@ -17,10 +17,14 @@ class DeploymentState:
     capacity: int = 0
     busy: int = 0
 
+    def limit(self, *, interactive: bool) -> int:
+        """Jobs that it may hold. Interactive jobs may overbook by one set of slots, because they go
+        first at the worker's gate and would otherwise wait behind a batch's jobs."""
+        return self.capacity + (self.slots if interactive else 0)
+
     def free(self, *, interactive: bool) -> int:
-        """Jobs that may be sent now. Interactive jobs may overbook by one set of slots, because
-        they go first at the worker's gate and would otherwise wait behind a batch's jobs."""
-        return max(0, self.capacity + (self.slots if interactive else 0) - self.busy)
+        """Jobs that may be sent now."""
+        return max(0, self.limit(interactive=interactive) - self.busy)
 
 
 _NOBODY = DeploymentState()
@@ -37,19 +41,23 @@ class World:
 
 
 def world_of(room: Room, catalog: Catalog) -> World:
-    sums: dict[str, list[int]] = {}
+    workers: dict[str, int] = {}
+    slots: dict[str, int] = {}
+    capacity: dict[str, int] = {}
     for worker in room.workers:
-        if worker.draining:
-            continue
-        for deployment, capacity in worker.capacity.items():
-            if deployment in catalog.by_deployment:
-                state = sums.setdefault(deployment, [0, 0, 0])
-                state[0] += 1
-                state[1] += worker.slots.get(deployment, 0)
-                state[2] += capacity
+        for name, jobs in worker.capacity.items():
+            if name not in catalog.by_deployment:
+                continue
+            if worker.draining:
+                # What it still holds counts as busy: it has room for that, and for no more.
+                capacity[name] = capacity.get(name, 0) + worker.running.get(name, 0)
+                continue
+            workers[name] = workers.get(name, 0) + 1
+            slots[name] = slots.get(name, 0) + worker.slots.get(name, 0)
+            capacity[name] = capacity.get(name, 0) + jobs
     return World(
         {
-            name: DeploymentState(workers, slots, capacity, room.busy.get(name, 0))
-            for name, (workers, slots, capacity) in sums.items()
+            name: DeploymentState(count, slots[name], capacity[name], room.busy.get(name, 0))
+            for name, count in workers.items()
         }
     )

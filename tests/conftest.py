@@ -1,16 +1,24 @@
-"""Fixtures that many tests share: a real Valkey, empty for each test."""
+"""Fixtures that many tests share: real servers. An empty Valkey, the ledger's two databases, a RabbitMQ."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import redis
 
+from fabric.ledger import upgrade
 from fabric.store import Store, embedded
 
 
@@ -78,3 +86,261 @@ def store(valkey: Valkey) -> Iterator[Store]:
     store = Store(valkey.url)
     yield store
     store.close()
+
+
+@dataclass
+class Postgres:
+    """A PostgreSQL server on a unix socket in a folder of its own. ``crash`` then ``start`` is a crash."""
+
+    folder: Path
+    programs: Path
+    user: str | None  #: it refuses to run as root
+    process: subprocess.Popen[bytes] | None = None
+    _names: Iterator[int] = field(default_factory=itertools.count)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://postgres@/{database}?host={self.folder}&port=5432"
+
+    def make(self) -> None:
+        command = ["initdb", "-D", "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale", "C"]
+        self._run(command).check_returncode()
+
+    def start(self) -> None:
+        settings = ("listen_addresses=", "fsync=off", "port=5432", f"unix_socket_directories={self.folder}")
+        options = [part for setting in settings for part in ("-c", setting)]
+        self.process = subprocess.Popen(
+            [str(self.programs / "postgres"), "-D", "data", *options],
+            cwd=self.folder,
+            user=self.user,
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "log").open("ab"),
+        )
+        until = time.monotonic() + 60
+        while self._run(["pg_isready", "-q", "-h", str(self.folder)]).returncode:
+            if time.monotonic() > until or self.process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL didn't start: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def crash(self) -> None:
+        """Every process of the server ends at once and writes nothing more."""
+        if self.process:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait()
+            self.process = None
+
+    def database(self, template: str = "template0") -> str:
+        """A new database, empty unless it is a copy of another one; answers its name."""
+        name = f"test_{next(self._names)}"
+        command = ["createdb", "-h", str(self.folder), "-U", "postgres", "-T", template, name]
+        self._run(command).check_returncode()
+        return name
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [str(self.programs / command[0]), *command[1:]], cwd=self.folder, user=self.user, capture_output=True
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    if not installed and not on_path:
+        pytest.skip("PostgreSQL isn't installed: apt-get install postgresql")
+    user = None
+    if os.geteuid() == 0:
+        user = "postgres"
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            pytest.skip("PostgreSQL doesn't run as root, and there is no user `postgres`")
+    programs = installed[-1].parent if installed else Path(str(on_path)).resolve().parent
+    with tempfile.TemporaryDirectory(prefix="fabric-pg-", dir="/tmp") as folder:
+        if user:
+            shutil.chown(folder, user)
+        server = Postgres(Path(folder), programs, user)
+        server.make()
+        server.start()
+        yield server
+        server.crash()
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> Postgres:
+    """A running PostgreSQL."""
+    if postgres_server.process is None:
+        postgres_server.start()
+    return postgres_server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables, of each kind that the ledger runs on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.url(postgres.database())
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite3"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_ledger(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of an empty ledger on SQLite."""
+    return f"sqlite:///{shutil.copy(sqlite_template, tmp_path)}"
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: Postgres) -> str:
+    name = postgres_server.database()
+    upgrade(postgres_server.url(name))
+    return name
+
+
+@pytest.fixture
+def postgres_ledger(postgres: Postgres, postgres_template: str) -> str:
+    """The URL of an empty ledger on PostgreSQL."""
+    return postgres.url(postgres.database(postgres_template))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty ledger on each kind of database."""
+    url: str = request.getfixturevalue("sqlite_ledger" if request.param == "sqlite" else "postgres_ledger")
+    return url
+
+
+@dataclass
+class RabbitMQ:
+    """A RabbitMQ node of its own, on loopback alone. ``kill`` then ``start`` is a crash."""
+
+    folder: Path
+    programs: Path
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    _epmd: subprocess.Popen[bytes] | None = None
+    _environ: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> None:
+        """The first start chooses the ports; the node is known by them."""
+        if self._epmd is None:
+            self.port, distribution, epmd = free_ports(3)
+            self._prepare(distribution, epmd)
+            # Not left to the node: its daemon would outlive us.
+            self._epmd = subprocess.Popen(["epmd", "-address", "127.0.0.1", "-port", str(epmd)])
+        log = (self.folder / "output").open("ab")
+        self.process = subprocess.Popen(
+            [str(self.programs / "rabbitmq-server")],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 90
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"RabbitMQ didn't start: {(self.folder / 'output').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL to the node and the few helpers that it has started."""
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        self.kill()
+        if self._epmd:
+            self._epmd.kill()
+            self._epmd.wait()
+
+    def ctl(self, *command: str) -> list[list[str]]:
+        """The rows of a ``rabbitmqctl`` command, each as its columns."""
+        done = subprocess.run(
+            [str(self.programs / "rabbitmqctl"), "--quiet", "--no-table-headers", *command],
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+    def _prepare(self, distribution: int, epmd: int) -> None:
+        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.default = 127.0.0.1:{self.port}\n")
+        (self.folder / "enabled_plugins").write_text("[].")
+        inside = {
+            "HOME": "",  # the cookie
+            "RABBITMQ_CONFIG_FILE": "rabbitmq.conf",
+            "RABBITMQ_CONF_ENV_FILE": "no-such-file",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": "enabled_plugins",
+            "RABBITMQ_LOG_BASE": "log",
+            "RABBITMQ_MNESIA_BASE": "mnesia",
+            "RABBITMQ_PID_FILE": "pid",
+        }
+        self._environ = {
+            **os.environ,
+            **{name: str(self.folder / path) for name, path in inside.items()},
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_NODENAME": f"fabric-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "ERL_EPMD_PORT": str(epmd),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            # One scheduler that doesn't spin: other tests need the processor.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false +S 1:1 +sbwt none "
+            "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node, so that its pid is ours
+        }
+
+    def _answers(self) -> bool:
+        """Whether it greets: it opens its port some time before it is ready."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+                connection.sendall(b"AMQP\x00\x00\x09\x01")
+                return bool(connection.recv(1))
+        except OSError:
+            return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on at this moment."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[RabbitMQ]:
+    installed = Path("/usr/lib/rabbitmq/bin")
+    on_path = shutil.which("rabbitmq-server")
+    if not (installed / "rabbitmq-server").exists() and not on_path:
+        pytest.skip("RabbitMQ isn't installed: apt-get install rabbitmq-server")
+    # Debian's program on the PATH changes the user and the folder; the one behind it doesn't.
+    programs = installed if installed.exists() else Path(str(on_path)).resolve().parent
+    with tempfile.TemporaryDirectory(prefix="fabric-rabbit-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        server = RabbitMQ(Path(folder), programs)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.close()
+
+
+@pytest.fixture
+def rabbitmq(rabbitmq_server: RabbitMQ) -> RabbitMQ:
+    """A running RabbitMQ, with what earlier tests have left in it."""
+    if rabbitmq_server.process is None:
+        rabbitmq_server.start()
+    return rabbitmq_server

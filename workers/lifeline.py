@@ -32,9 +32,10 @@ async def beat(
     away = False
     while True:
         try:
-            stops = await store(transitions.heartbeat(info(), [*runner.held, *outbox.pending]))
+            held = outbox.pending | runner.held
+            stops = await store(transitions.heartbeat(info(), list(held)))
             for job_id, why in stops.items():
-                runner.stop(job_id, why)
+                runner.stop(job_id, why, attempt=held[job_id])
             if away:
                 log.info("the job store is back")
             away = False
@@ -50,7 +51,7 @@ async def beat(
 
 
 async def listen(store: AsyncStore, runner: Runner, worker_id: str) -> None:
-    """Stops jobs the moment they are cancelled. Heartbeats bring what this misses. Until cancelled."""
+    """Stops jobs the moment they are to be stopped. Heartbeats bring what this misses. Until cancelled."""
     while True:
         try:
             async with store.redis.pubsub(ignore_subscribe_messages=True) as channel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from fabric.contracts.errors import Unavailable
@@ -25,15 +25,15 @@ _AWAY_S = 0.1
 
 
 class Outbox:
-    """``lost`` is called with the id of a job whose attempt is no longer this worker's."""
+    """``lost`` is called with the id and number of an attempt that is no longer this worker's."""
 
-    def __init__(self, store: AsyncStore, lost: Callable[[str], None]) -> None:
+    def __init__(self, store: AsyncStore, lost: Callable[[str, int], None]) -> None:
         self._store = store
         self._lost = lost
         self._pieces: list[Piece] = []
         self._outcomes: list[Outcome] = []
         self._failures: list[Failure] = []
-        self._on_the_way: list[str] = []
+        self._on_the_way: dict[str, int] = {}
         self._something = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -55,9 +55,9 @@ class Outbox:
         self._something.set()
 
     @property
-    def pending(self) -> list[str]:
-        """Jobs whose end isn't stored yet."""
-        return [*self._on_the_way, *(o.job_id for o in self._outcomes), *(f.job_id for f in self._failures)]
+    def pending(self) -> dict[str, int]:
+        """Jobs whose end isn't stored yet, with the number of the attempt."""
+        return self._on_the_way | _attempts(self._outcomes, self._failures)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -77,20 +77,20 @@ class Outbox:
         outcomes, self._outcomes = self._outcomes, []
         failures, self._failures = self._failures, []
         pieces, self._pieces = self._pieces, []
-        self._on_the_way = [*(o.job_id for o in outcomes), *(f.job_id for f in failures)]
+        self._on_the_way = _attempts(outcomes, failures)
         for start in range(0, len(pieces), _CALL_LIMIT):
             await self._emit(pieces[start : start + _CALL_LIMIT])
         for start in range(0, len(outcomes), _CALL_LIMIT):
             await self._commit(outcomes[start : start + _CALL_LIMIT])
         for start in range(0, len(failures), _CALL_LIMIT):
             await self._insist(transitions.fail(failures[start : start + _CALL_LIMIT]))
-        self._on_the_way = []
+        self._on_the_way = {}
 
     async def _emit(self, pieces: list[Piece]) -> None:
         kept = await self._insist(transitions.emit(pieces))
         for piece, answer in zip(pieces, kept, strict=True):
             if not answer:
-                self._lost(piece.job_id)
+                self._lost(piece.job_id, piece.attempt)
 
     async def _commit(self, outcomes: list[Outcome]) -> None:
         counted = await self._insist(transitions.commit(outcomes))
@@ -110,3 +110,7 @@ class Outbox:
                 await asyncio.sleep(_AWAY_S)
             else:
                 return answer
+
+
+def _attempts(outcomes: Iterable[Outcome], failures: Iterable[Failure]) -> dict[str, int]:
+    return {end.job_id: end.attempt for ends in (outcomes, failures) for end in ends}

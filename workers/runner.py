@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 import orjson
@@ -22,19 +23,32 @@ from workers.slots import Gate
 log = logging.getLogger(__name__)
 
 _TOKEN = b'{"type":"token","chunk":'
+_EXPIRED = "The deadline passed before the job was finished."
 
 #: Why a running job is stopped -> the outcome it gets. ``lost`` gets none: it is someone else's now.
 _STOPS: dict[str, tuple[JobState, ErrorInfo]] = {
     "cancelled": (JobState.CANCELLED, Cancelled("The job was cancelled.").info),
-    "expired": (
-        JobState.EXPIRED,
-        DeadlineExceeded("The deadline passed before the job was finished.").info,
-    ),
+    "expired": (JobState.EXPIRED, DeadlineExceeded(_EXPIRED).info),
 }
 
 
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One attempt, from its claim to its end."""
+
+    job: Claimed
+    deployment: str
+    task: asyncio.Task[None] = field(init=False)
+    entered: float | None = None  #: when the engine got it
+    stopped: str | None = None  #: why, once it was told to stop
+
+    @property
+    def engine_s(self) -> float:
+        return 0.0 if self.entered is None else time.perf_counter() - self.entered
+
+
 class Runner:
-    """All in-flight jobs of one worker. Everything but ``held`` is called on the loop's thread."""
+    """All in-flight jobs of one worker, on the loop's thread."""
 
     def __init__(self, engines: dict[str, Engine], outbox: Outbox, done: Callable[[str], None]) -> None:
         """``done`` is called with the deployment's name whenever one of its jobs is over."""
@@ -42,31 +56,47 @@ class Runner:
         self._gates = {name: Gate(engine.slots) for name, engine in engines.items()}
         self._outbox = outbox
         self._done = done
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._stopped: dict[str, str] = {}
+        #: The newest attempt of each job. Older ones that are being stopped are only in ``_flying``.
+        self._newest: dict[str, _Flight] = {}
+        self._flying: set[_Flight] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
-    def held(self) -> list[str]:
-        return list(self._tasks)
+    def held(self) -> dict[str, int]:
+        """Jobs in flight, with the number of the attempt."""
+        return {job_id: flight.job.attempt for job_id, flight in self._newest.items()}
 
     def begin(self, deployment: str, jobs: Iterable[Claimed]) -> None:
         for job in jobs:
-            if job.spec.id in self._tasks:  # the same message came twice
-                self._done(deployment)
-                continue
-            task = asyncio.create_task(self._run(deployment, job), name=job.spec.id)
-            self._tasks[job.spec.id] = task
+            earlier = self._newest.get(job.spec.id)
+            if earlier is not None:
+                if earlier.job.attempt >= job.attempt:  # the same message came twice
+                    self._done(deployment)
+                    continue
+                # This worker was taken for dead, and now the job has come back to it.
+                self.stop(job.spec.id, "lost")
+            flight = _Flight(job, deployment)
+            flight.task = asyncio.create_task(self._run(flight), name=job.spec.id)
+            flight.task.add_done_callback(partial(self._over, flight))
+            self._newest[job.spec.id] = flight
+            self._flying.add(flight)
             self._idle.clear()
-            task.add_done_callback(partial(self._over, job.spec.id, deployment))
 
-    def stop(self, job_id: str, why: str) -> None:
-        """Stops a job in its engine. ``why``: ``cancelled``, ``expired`` or ``lost``."""
-        task = self._tasks.get(job_id)
-        if task is not None and job_id not in self._stopped:
-            self._stopped[job_id] = why
-            task.cancel()
+    def stop(self, job_id: str, why: str, *, attempt: int | None = None) -> None:
+        """Stops a job in its engine; with ``attempt`` only if it is still at that one.
+
+        ``why``: ``cancelled``, ``expired`` or ``lost``.
+        """
+        flight = self._newest.get(job_id)
+        if flight is not None and flight.stopped is None and attempt in (None, flight.job.attempt):
+            flight.stopped = why
+            flight.task.cancel()
+
+    def resize(self) -> None:
+        """Lets as many requests run side by side as the engines have slots by now."""
+        for name, engine in self._engines.items():
+            self._gates[name].resize(engine.slots)
 
     async def drained(self, grace_s: float) -> None:
         """Waits for the jobs in flight, then stops those that are left without an outcome."""
@@ -77,33 +107,32 @@ class Runner:
                 self.stop(job_id, "lost")
             await self._idle.wait()
 
-    def _over(self, job_id: str, deployment: str, task: asyncio.Task[None]) -> None:
-        del self._tasks[job_id]
-        self._stopped.pop(job_id, None)
-        if not self._tasks:
+    def _over(self, flight: _Flight, task: asyncio.Task[None]) -> None:
+        # Here and not in the task: one that is stopped before its first step never gets to say so.
+        if task.cancelled() and flight.stopped in _STOPS:
+            state, error = _STOPS[flight.stopped]
+            self._end(flight, state, error)
+        self._flying.discard(flight)
+        if self._newest.get(flight.job.spec.id) is flight:
+            del self._newest[flight.job.spec.id]
+        if not self._flying:
             self._idle.set()
-        self._done(deployment)
+        self._done(flight.deployment)
 
-    async def _run(self, deployment: str, job: Claimed) -> None:
-        started = time.perf_counter()
+    async def _run(self, flight: _Flight) -> None:
+        job = flight.job
         try:
-            async with self._gates[deployment].slot(job.spec.priority):
-                started = time.perf_counter()
-                answer = await self._answer(self._engines[deployment], job)
-            self._succeeded(deployment, job, answer, time.perf_counter() - started)
-        except asyncio.CancelledError:
-            stop = _STOPS.get(self._stopped.get(job.spec.id, "lost"))
-            if stop is not None:
-                state, error = stop
-                self._end(job, state, error, time.perf_counter() - started)
+            async with self._gates[flight.deployment].slot(job.spec.priority):
+                flight.entered = time.perf_counter()
+                answer = await self._answer(self._engines[flight.deployment], job)
+            self._succeeded(flight, answer)
         except FabricError as error:
-            self._failed(job, error.info, time.perf_counter() - started)
+            self._failed(flight, error.info)
         except Exception as error:  # noqa: BLE001 - an engine's bug must not take the worker's other jobs along
             # The text of an unforeseen error may quote the prompt: only its kind is told.
             kind = type(error).__name__
-            log.error("job %s: the engine of %s raised %s%s", job.spec.id, deployment, kind, _where(error))
-            unforeseen = EngineError(f"The engine failed in an unforeseen way ({kind}).")
-            self._failed(job, unforeseen.info, time.perf_counter() - started)
+            log.error("job %s: the engine of %s raised %s%s", job.spec.id, flight.deployment, kind, _where(error))
+            self._failed(flight, EngineError(f"The engine failed in an unforeseen way ({kind}).").info)
 
     async def _answer(self, engine: Engine, job: Claimed) -> Answer:
         payload = orjson.loads(job.payload)
@@ -114,44 +143,47 @@ class Runner:
 
         if job.spec.deadline_ms is None:
             return await engine.run(request, emit)
+        left_s = job.spec.deadline_ms / 1000 - time.time()
+        if left_s <= 0:
+            raise DeadlineExceeded(_EXPIRED)
+        deadline = asyncio.timeout(left_s)
         try:
-            async with asyncio.timeout(max(0.0, job.spec.deadline_ms / 1000 - time.time())):
+            async with deadline:
                 return await engine.run(request, emit)
         except TimeoutError:
-            raise DeadlineExceeded("The deadline passed before the job was finished.") from None
+            if not deadline.expired():
+                raise  # the engine's own
+            raise DeadlineExceeded(_EXPIRED) from None
 
-    def _succeeded(self, deployment: str, job: Claimed, answer: Answer, engine_s: float) -> None:
-        settings = self._engines[deployment].deployment
+    def _succeeded(self, flight: _Flight, answer: Answer) -> None:
+        settings = self._engines[flight.deployment].deployment
         measures = Measures(
-            engine_s=engine_s,
+            engine_s=flight.engine_s,
             first_token_s=answer.first_token_s,
             usage=answer.usage,
             cost_usd=cost_usd(answer.usage, settings.price),
             served_model=settings.model,
         )
+        job = flight.job
+        body = orjson.dumps(answer.body) if answer.body else b""
         self._outbox.outcome(
-            Outcome(
-                job.spec.id,
-                job.attempt,
-                JobState.SUCCEEDED,
-                orjson.dumps(answer.body) if answer.body else b"",
-                measures=measures.dump(),
-            )
+            Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, body, measures=measures.dump()),
         )
 
-    def _failed(self, job: Claimed, error: ErrorInfo, engine_s: float) -> None:
+    def _failed(self, flight: _Flight, error: ErrorInfo) -> None:
         if error.code == DeadlineExceeded.code:
-            self._end(job, JobState.EXPIRED, error, engine_s)
+            self._end(flight, JobState.EXPIRED, error)
             return
-        disposition = dispose(error, job.attempt)
+        job = flight.job
+        disposition = dispose(error, job.failures + 1)
         if disposition.action == "retry":
             self._outbox.failure(Failure(job.spec.id, job.attempt, disposition.delay_ms, error))
         else:
-            state = JobState.DEAD if disposition.action == "park" else JobState.FAILED
-            self._end(job, state, error, engine_s)
+            self._end(flight, JobState.DEAD if disposition.action == "park" else JobState.FAILED, error)
 
-    def _end(self, job: Claimed, state: JobState, error: ErrorInfo, engine_s: float) -> None:
-        measures = Measures(engine_s=engine_s).dump()
+    def _end(self, flight: _Flight, state: JobState, error: ErrorInfo) -> None:
+        measures = Measures(engine_s=flight.engine_s).dump()
+        job = flight.job
         self._outbox.outcome(Outcome(job.spec.id, job.attempt, state, error=error, measures=measures))
 
 

@@ -23,7 +23,7 @@ from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.message import Chunk
 from fabric.contracts.worker import WorkerInfo
-from fabric.store import AsyncStore, Store, transitions
+from fabric.store import AsyncStore, Command, Store, bad_messages, transitions
 from workers.engines import build
 from workers.lifeline import beat, listen
 from workers.outbox import Outbox
@@ -33,8 +33,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How long a message waits for room before its jobs go back to the backlog.
-_ROOM_S = 3.0
+#: How long a message waits for room before its jobs go back to the backlog. Longer wastes fewer
+#: attempts where workers are unevenly busy; shorter lets a worker with room have the jobs sooner.
+_ROOM_S = 1.0
+_AWAY_S = 0.1
+#: What the last outcomes may take to be stored after the grace is over.
+_FLUSH_S = 3.0
+#: What ``sysexits.h`` calls an error in the program itself.
+_EX_SOFTWARE = 70
 
 
 class Runtime:
@@ -45,7 +51,6 @@ class Runtime:
         self.tier = tier
         self._redis_url = redis_url
         self._claims = Store(redis_url)
-        self._deployments = deployments
         self._engines = {d.name: build(d) for d in deployments}
         self._started_ms = int(time.time() * 1000)
         self._draining = False
@@ -65,22 +70,30 @@ class Runtime:
         self._on_loop(self._start())
 
     def receive(self, deployment: str, jobs: Sequence[Sequence[Any]]) -> int:
-        """The ``fabric.run`` task: claims a chunk and hands it to the loop. Answers how many were claimed."""
+        """The ``fabric.run`` task: claims a chunk and hands it to the loop. Answers how many were claimed.
+
+        Raises:
+            Unavailable: the store is away and this worker is stopping; the message belongs back in its queue.
+        """
         chunk = Chunk(deployment=deployment, jobs=tuple((str(job_id), int(attempt)) for job_id, attempt in jobs))
         if deployment not in self._engines or not self._wait_for_room(deployment):
-            self._claims(transitions.recall(chunk.jobs))
+            self._insist(transitions.decline(chunk.jobs))
             return 0
-        claimed = self._claims(transitions.claim(self.id, chunk.jobs))
+        claimed = self._insist(transitions.claim(self.id, chunk.jobs))
         with self._room:
             self._held[deployment] += len(claimed)
         self._loop.call_soon_threadsafe(self._runner.begin, deployment, claimed)
         return len(claimed)
 
+    def set_aside(self, reason: str, message: bytes) -> None:
+        """Keeps a message that nobody can read. Returns at once; a store that is away misses it."""
+        asyncio.run_coroutine_threadsafe(self._set_aside(reason, message), self._loop)
+
     def drain(self) -> None:
-        """No new jobs from now on; the scheduler hears of it at once."""
+        """No new jobs from now on; the scheduler hears of it at once. Safe in a signal handler."""
         if not self._draining:
             self._draining = True
-            self._loop.call_soon_threadsafe(self._beat_now.set)
+            self._loop.call_soon_threadsafe(self._say_draining)
 
     def stop(self, grace_s: float) -> None:
         """Finishes what runs within ``grace_s`` seconds and hands back the rest."""
@@ -93,6 +106,8 @@ class Runtime:
             self._claims.close()
 
     def info(self) -> WorkerInfo:
+        """What the heartbeat says. Engines may have found more or fewer slots since the last one."""
+        self._runner.resize()
         with self._room:
             running = {name: self._held[name] for name in self._engines}
         slots = {name: engine.slots for name, engine in self._engines.items()}
@@ -112,44 +127,76 @@ class Runtime:
         for engine in self._engines.values():
             await engine.start()
         self._store = AsyncStore(self._redis_url, connections=8)
-        self._outbox = Outbox(self._store, lambda job_id: self._runner.stop(job_id, "lost"))
+        self._outbox = Outbox(self._store, self._lost)
         self._runner = Runner(self._engines, self._outbox, self._freed)
         self._beat_now = asyncio.Event()
-        self._tasks = [
-            asyncio.create_task(self._outbox.run()),
-            asyncio.create_task(beat(self._store, self._runner, self._outbox, self.info, self._beat_now)),
-            asyncio.create_task(listen(self._store, self._runner, self.id)),
-        ]
+        duties = (
+            self._outbox.run(),
+            beat(self._store, self._runner, self._outbox, self.info, self._beat_now),
+            listen(self._store, self._runner, self.id),
+        )
+        for duty in duties:
+            task = asyncio.create_task(duty)
+            task.add_done_callback(_die_of)
+            self._tasks.append(task)
 
     async def _finish(self, grace_s: float) -> None:
+        until = self._loop.time() + grace_s + _FLUSH_S
         await self._runner.drained(grace_s)
         try:
-            async with asyncio.timeout(max(5.0, grace_s)):
+            async with asyncio.timeout_at(until):
                 await self._outbox.drained()
-                handed_back = await self._store(transitions.hand_back(self.id))
-                if handed_back:
-                    log.info("handed back %d jobs", handed_back)
-        except (TimeoutError, Unavailable):
+        except TimeoutError:
             log.warning("the job store is away: the jobs in hand go elsewhere when the heartbeat has stopped")
+        # No beat after the farewell: it would bring the worker back to life.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout_at(until):
+                handed_back = await self._store(transitions.hand_back(self.id))
+            log.info("stopped; handed back %d jobs", handed_back)
+        except (TimeoutError, Unavailable):
+            log.warning("stopped without a farewell: the job store is away")
         for engine in self._engines.values():
             await engine.close()
         await self._store.close()
 
+    async def _set_aside(self, reason: str, message: bytes) -> None:
+        try:
+            await self._store(bad_messages.set_aside(reason, message))
+        except Unavailable as error:
+            log.warning("a bad message wasn't kept: %s", error)
+
+    def _lost(self, job_id: str, attempt: int) -> None:
+        self._runner.stop(job_id, "lost", attempt=attempt)
+
     def _freed(self, deployment: str) -> None:
         with self._room:
             self._held[deployment] -= 1
-            self._room.notify()
+            self._room.notify_all()
+
+    def _say_draining(self) -> None:
+        self._beat_now.set()
+        with self._room:
+            self._room.notify_all()
 
     def _wait_for_room(self, deployment: str) -> bool:
-        # One chunk beyond the capacity: the scheduler counts the room of all workers together.
+        # One set of slots beyond the capacity: the scheduler may overbook, and counts all workers together.
         limit = _capacity(self._engines[deployment].slots) + self._engines[deployment].slots
         with self._room:
-            return self._room.wait_for(lambda: self._draining or self._held[deployment] < limit, _ROOM_S) and (
-                not self._draining
-            )
+            self._room.wait_for(lambda: self._draining or self._held[deployment] < limit, _ROOM_S)
+            return self._held[deployment] < limit and not self._draining
+
+    def _insist(self, command: Command[T]) -> T:
+        """Tries until the store is back. The message stays with us and unacknowledged meanwhile."""
+        while True:
+            try:
+                return self._claims(command)
+            except Unavailable:
+                if self._draining:
+                    raise
+            time.sleep(_AWAY_S)
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -158,3 +205,11 @@ class Runtime:
 def _capacity(slots: int) -> int:
     """Twice the slots: what runs, and as much again so that no slot waits for the broker."""
     return 2 * slots
+
+
+def _die_of(task: asyncio.Task[None]) -> None:
+    """A worker that can't beat, commit or listen any more must not go on holding jobs: a dead one is rescued."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the worker can't go on: %s", type(error).__name__, exc_info=error)
+        logging.shutdown()
+        os._exit(_EX_SOFTWARE)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import socket
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning, Reject
 from celery.signals import worker_shutting_down
 from celery.utils.log import get_task_logger
 
-from fabric.broker import make_app, queue
+from fabric.broker import is_redis, make_app, queue
 from fabric.contracts.catalog import Deployment
+from fabric.contracts.errors import Unavailable
 from fabric.contracts.message import TASK
+from workers.consumer import Consumer
 from workers.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-#: Threads that claim. Claiming takes about a millisecond: more threads would only wait for each other.
-_CLAIMING_THREADS = 4
+#: Threads that claim, and messages that are in their hands. Claiming takes about a millisecond, so two
+#: are enough for one deployment; the second pair lets others through while one waits for room.
+_CLAIMING_THREADS = 2
 
 
 def run(
@@ -54,13 +60,18 @@ def run(
     celery_worker = app.Worker(
         hostname=f"{name or tier}-{runtime.id[-6:]}@{socket.gethostname()}",
         pool="threads",
-        concurrency=_CLAIMING_THREADS,
+        concurrency=_CLAIMING_THREADS * (1 + len(deployments)),
+        consumer_cls=partial(
+            Consumer, deployments=deployments, set_aside=runtime.set_aside, redis=is_redis(broker_url)
+        ),
         loglevel=log_level,
         without_gossip=True,
         without_mingle=True,
         task_events=True,
         quiet=True,
     )
+    # After Celery has set its own filters: ours have long been acknowledged when the broker is lost.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     log.info("worker %s on tier %s: %s", runtime.id, tier, ", ".join(d.name for d in deployments))
     try:
         celery_worker.start()
@@ -73,6 +84,9 @@ def register(app: Celery, runtime: Runtime) -> None:
     """Makes ``fabric.run`` the app's one task of ours."""
 
     def fabric_run(deployment: str, jobs: list[Any]) -> int:
-        return runtime.receive(deployment, jobs)
+        try:
+            return runtime.receive(deployment, jobs)
+        except Unavailable as error:
+            raise Reject(error.message, requeue=True) from None
 
     app.task(name=TASK, ignore_result=True)(fabric_run)

@@ -11,10 +11,14 @@ from fabric.contracts.job import PRIORITIES, Priority
 
 
 class Gate:
-    """A semaphore whose waiters are served by class, then in order of arrival. One loop only."""
+    """A semaphore whose waiters are served by class, then in order of arrival. One loop only.
+
+    The number of slots may change at any time: with fewer, those who are in stay in.
+    """
 
     def __init__(self, slots: int) -> None:
-        self._free = slots
+        self._slots = slots
+        self._used = 0
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = count()
 
@@ -22,9 +26,13 @@ class Gate:
         """``async with gate.slot("batch"): …`` holds one slot."""
         return _Slot(self, PRIORITIES.index(priority))
 
+    def resize(self, slots: int) -> None:
+        self._slots = slots
+        self._admit()
+
     async def _enter(self, rank: int) -> None:
-        if self._free > 0:
-            self._free -= 1
+        if self._used < self._slots:
+            self._used += 1
             return
         waiter = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiters, (rank, next(self._arrivals), waiter))
@@ -36,12 +44,15 @@ class Gate:
             raise
 
     def _leave(self) -> None:
-        while self._waiters:
+        self._used -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiters and self._used < self._slots:
             _, _, waiter = heapq.heappop(self._waiters)
             if not waiter.done():
+                self._used += 1
                 waiter.set_result(None)
-                return
-        self._free += 1
 
 
 class _Slot:

@@ -52,6 +52,29 @@ class LineCounter:
         return self._ended + self._begun
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A file that nobody sees yet."""
+
+    file: BinaryIO
+    partial: Path
+    target: Path
+
+    def to_disk(self) -> None:
+        """What was written survives a power cut. May take long, ``publish`` doesn't after this."""
+        _to_disk(self.file)
+
+    def publish(self) -> None:
+        """Now it is there under its name, instead of an earlier one."""
+        self.to_disk()
+        self.partial.replace(self.target)
+        descriptor = os.open(self.target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class Storage:
     """Files in one directory, which gateways and recorders share."""
 
@@ -98,23 +121,20 @@ class Storage:
     @contextmanager
     def writing(self, file_id: str) -> Iterator[BinaryIO]:
         """A new file that appears whole, or not at all when the block fails."""
+        with self.draft(file_id) as draft:
+            yield draft.file
+            draft.publish()
+
+    @contextmanager
+    def draft(self, file_id: str) -> Iterator[Draft]:
+        """A new file that appears whole when it is published, or not at all."""
         target = self.location(file_id)
         partial = self.directory / f"{_PARTIAL}{file_id}-{secrets.token_hex(4)}"
         try:
             with partial.open("wb") as file:
-                yield file
-                _to_disk(file)
-            partial.replace(target)
-            self._directory_to_disk()
+                yield Draft(file, partial, target)
         finally:
             partial.unlink(missing_ok=True)
-
-    def _directory_to_disk(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     async def read(self, path: str) -> AsyncIterator[bytes]:
         """

@@ -85,7 +85,7 @@ def scheduler(config: Path | None) -> None:
 def worker(tier: str, config: Path | None, name: str | None) -> int:
     """Run a worker of one tier: cpu, gpu or cloud."""
     settings = begin(config)
-    from celery.platforms import SecurityWarning
+    from celery.exceptions import SecurityWarning
 
     from fabric.contracts.errors import ConfigError
     from workers import service
@@ -147,9 +147,9 @@ def _run_together(stop: threading.Event, *works: Callable[[threading.Event], Non
 def migrate(config: Path | None) -> None:
     """Bring the ledger's tables up to date."""
     settings = begin(config)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # also says what it imports
     from fabric.ledger import upgrade
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     upgrade(settings.database_url)
     log.info("the ledger's tables are up to date")
 

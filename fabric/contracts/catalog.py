@@ -40,7 +40,9 @@ class Deployment(_Value):
     tier: Tier
     model: str = ""
     base_url: str | None = None
-    api_key_env: str | None = None
+    #: Where a hosted API's key is: the name of an environment variable, or a file. Never the key.
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_file: str | None = Field(None, min_length=1)
     context_window: int = Field(4096, ge=16)
     slots: int | None = Field(None, ge=1, le=65536)
     capabilities: tuple[Capability, ...] = ("chat", "completions")
@@ -49,6 +51,12 @@ class Deployment(_Value):
     data_policy: DataPolicy = "none"
     quality: float = Field(0.5, ge=0, le=1)
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source_of_the_key(self) -> Deployment:
+        if self.api_key_env and self.api_key_file:
+            raise ValueError("set only one of `api_key_env` and `api_key_file`")
+        return self
 
     @property
     def queue(self) -> str:

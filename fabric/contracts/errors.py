@@ -170,10 +170,22 @@ class EngineRejected(FabricError):
     status, type, code, fault = 400, "invalid_request_error", "engine_rejected", "caller"
 
 
+class EngineUnsupported(EngineRejected):
+    """This engine can't do what a parameter asks for; another one may."""
+
+    code, fall_back = "unsupported_parameter", True
+
+
 class EngineUnavailable(EngineError):
     """The engine isn't there (not started, crashed, being restarted)."""
 
     status, code = 503, "engine_unavailable"
+
+
+class EngineTimeout(EngineError):
+    """The engine took longer than the deployment's time-outs allow."""
+
+    status, code = 504, "engine_timeout"
 
 
 class WorkerLost(EngineError):
@@ -194,6 +206,55 @@ class ProviderError(FabricError):
 
     status, type, code, fault = 502, "provider_error", "provider_error", "provider"
     retry, fall_back = True, True
+
+
+class ProviderUnavailable(ProviderError):
+    """The hosted API can't be reached: no address, no connection, no TLS."""
+
+    status, code = 503, "provider_unavailable"
+
+
+class ProviderTimeout(ProviderError):
+    """The hosted API took longer than the deployment's time-outs allow."""
+
+    status, code = 504, "provider_timeout"
+
+
+class ProviderStreamBroken(ProviderError):
+    """As ``StreamBroken``, by a hosted API."""
+
+    code = "stream_broken"
+    retry, fall_back = False, False
+
+
+class RateLimited(ProviderError):
+    """The hosted API takes no more requests from us for now; ``retry_after_s`` says how long, where it is known."""
+
+    status, type, code = 429, "rate_limit_error", "provider_rate_limited"
+
+
+class QuotaExhausted(ProviderError):
+    """The operator's account with the hosted API is out of credit: only a payment helps."""
+
+    code, retry = "provider_quota_exhausted", False
+
+
+class ProviderAuth(ProviderError):
+    """The hosted API refuses the deployment's key. Not the caller's key: hence no 401."""
+
+    code, retry = "provider_auth", False
+
+
+class ProviderMisconfigured(ProviderError):
+    """The hosted API doesn't know the deployment's address or model."""
+
+    code, retry = "provider_misconfigured", False
+
+
+class ContentRefused(FabricError):
+    """A provider's content filter refused the request. Going elsewhere with it is for a policy to decide."""
+
+    status, type, code, fault = 400, "invalid_request_error", "content_refused", "caller"
 
 
 # Ours.

@@ -46,17 +46,13 @@ class JobState(StrEnum):
         return self in ENDED
 
 
-ENDED = frozenset(
-    {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DEAD}
-)
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DEAD})
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset(
         {JobState.DISPATCHED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED, JobState.DEAD}
     ),
-    JobState.DISPATCHED: frozenset(
-        {JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED, JobState.EXPIRED}
-    ),
+    JobState.DISPATCHED: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELLED, JobState.EXPIRED}),
     JobState.RUNNING: frozenset(
         {
             JobState.SUCCEEDED,
@@ -118,9 +114,7 @@ class JobSpec:
         return cls(**values)
 
 
-_SPEC_DEFAULTS: dict[str, Any] = asdict(
-    JobSpec(id="", endpoint="/v1/chat/completions", model="")
-)
+_SPEC_DEFAULTS: dict[str, Any] = asdict(JobSpec(id="", endpoint="/v1/chat/completions", model=""))
 _SPEC_NAMES = tuple(_SPEC_DEFAULTS)
 for _required in ("id", "endpoint", "model"):
     del _SPEC_DEFAULTS[_required]

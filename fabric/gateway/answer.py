@@ -1,28 +1,27 @@
 """What is sent for a job: OpenAI bodies and chunks made from the engine's by splicing bytes.
 
 Engines answer without ``id`` and ``model``: those are the fabric's words. Nothing is decoded on the
-way but the final event.
+way but the final event. Whole answers are made in ``fabric.contracts.answer``, for batches too.
 """
 
 from __future__ import annotations
 
-import base64
-import struct
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from fabric.contracts.answer import answer_id, packed, whole
 from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.job import Endpoint, JobState
 from fabric.gateway.follow import Event
 
-_ID_PREFIX = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-", "/v1/embeddings": ""}
+__all__ = ["DONE", "Chunks", "Ending", "answer_id", "openai_usage", "packed", "placement", "whole"]
+
 _CHUNK_OBJECT = {"/v1/chat/completions": "chat.completion.chunk", "/v1/completions": "text_completion"}
 _TOKEN_EVENT = len(b'{"type":"token","chunk":')
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,7 @@ class Ending:
     cost_usd: float
     queue_ms: int
     usage: dict[str, int]
+    accepted_ms: int
     error: ErrorInfo | None
 
     @classmethod
@@ -54,6 +54,7 @@ class Ending:
             cost_usd=measures.get("cost_usd", 0.0),
             queue_ms=(attempt["claimed_ms"] or attempt["ended_ms"]) - values["accepted_ms"],
             usage=measures.get("usage", {}),
+            accepted_ms=values["accepted_ms"],
             error=error,
         )
 
@@ -77,36 +78,6 @@ def placement(job_id: str, tier: str, deployment: str, attempt: int, queue_ms: i
 def _decimal(value: float) -> bytes:
     """No exponent: not every reader of a header knows ``1e-06``."""
     return f"{value:.9f}".rstrip("0").rstrip(".").encode() if value else b"0"
-
-
-def answer_id(endpoint: Endpoint, job_id: str) -> str:
-    return _ID_PREFIX[endpoint] + job_id.removeprefix("job_")
-
-
-def whole(endpoint: Endpoint, job_id: str, model: str, created: int, result: bytes) -> bytes:
-    """The engine's answer with the fabric's own fields in front."""
-    fields: dict[str, Any] = {"model": model}
-    if endpoint != "/v1/embeddings":
-        fields = {"id": answer_id(endpoint, job_id), **fields}
-        # A key and its colon stand together only where they are a key: quotes in text are escaped.
-        if b'"created":' not in result:
-            fields["created"] = created
-    return _spliced(orjson.dumps(fields), result)
-
-
-def _spliced(head: bytes, tail: bytes) -> bytes:
-    """Two JSON objects as one."""
-    return head[:-1] + b"," + tail[1:] if len(tail) > 2 else head
-
-
-def packed(result: bytes) -> bytes:
-    """Embeddings as base64 of little-endian 32-bit floats, where the engine gave numbers."""
-    values = orjson.loads(result)
-    for item in values.get("data", ()):
-        numbers = item["embedding"]
-        if isinstance(numbers, list):
-            item["embedding"] = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
-    return orjson.dumps(values)
 
 
 class Chunks:

@@ -23,7 +23,7 @@ def identify(headers: Headers) -> Caller:
     return _EVERYBODY
 
 
-def _identified(request: Request) -> Caller:
+async def _identified(request: Request) -> Caller:
     return identify(request.headers)
 
 

@@ -55,6 +55,14 @@ class Follow:
             self._events.append(event)
             self.nudge()
 
+    def only_last_run(self, *, ended: bool) -> None:
+        """Drops what was said before a replay: the ends that didn't last. ``ended``: whether the job has now."""
+        runs = self._events[:-1] if ended else self._events
+        for index in range(len(runs) - 1, -1, -1):
+            if runs[index].final:
+                del self._events[: index + 1]
+                return
+
     def fail(self, failure: BaseException) -> None:
         """Ends the reading: what came before is still read."""
         if self._failure is None:

@@ -45,7 +45,7 @@ class Intake:
         if accepted.verdict == "conflict":
             raise Conflict(
                 "This Idempotency-Key was used for another request. Use a new key for a new request.",
-                code="idempotency_key_reused",
+                code="idempotency_conflict",
             )
         return accepted.job_id
 

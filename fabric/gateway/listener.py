@@ -38,7 +38,7 @@ class Listener:
         self.channel = reads.gateway_channel(gateway_id)
         self._store = store
         # RESP2: messages of a subscription come as plain arrays, at a tenth of the cost of redis-py's PubSub.
-        self._pool = redis.asyncio.ConnectionPool.from_url(
+        self._pool: Any = redis.asyncio.ConnectionPool.from_url(
             redis_url, protocol=2, socket_timeout=None, socket_connect_timeout=1.0
         )
         self._follows: dict[str, list[Follow]] = {}
@@ -81,6 +81,16 @@ class Listener:
             raise NotFound("There is no job with this id, or its events have expired.")
         return state
 
+    @property
+    def subscribed(self) -> bool:
+        """Whether events come as they happen; otherwise they come late, when the store is back."""
+        return self._ready.is_set()
+
+    @property
+    def following(self) -> int:
+        """Jobs that somebody here follows."""
+        return len(self._follows)
+
     async def ready(self) -> None:
         """Returns when the subscription stands."""
         await self._ready.wait()
@@ -94,8 +104,8 @@ class Listener:
                 await self._subscribe(connection)
                 delay = _RETRY_S
                 await self._listen(connection)
-            except (RedisError, OSError, TimeoutError) as error:
-                if self._ready.is_set():
+            except Exception as error:  # noqa: BLE001 - a gateway that is deaf for good would be worse
+                if self._ready.is_set() or not isinstance(error, RedisError | OSError | TimeoutError):
                     log.warning("the event channel is away (%s); waiting requests stay", type(error).__name__)
                 self._ready.clear()
                 await asyncio.sleep(delay)

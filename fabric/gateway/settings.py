@@ -23,6 +23,9 @@ class GatewaySettings:
     line_limit: int = 50_000
     #: How long an inference request may take when it names no deadline of its own.
     request_timeout_s: float = 600.0
+    #: How long a request with an Idempotency-Key may be away before its job is cancelled. Shorter frees the
+    #: engine sooner; longer lets clients with slow retries come back to the same job.
+    return_s: float = 3.0
     #: How long a store that doesn't answer is waited for before the caller gets a 503.
     store_timeout_s: float = 1.5
     #: Accepted jobs that haven't ended, of all gateways together; beyond it callers get a 429.

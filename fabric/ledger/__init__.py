@@ -1,7 +1,7 @@
 """The ledger: files, batches and usage in SQL (SQLite or PostgreSQL).
 
 ``Ledger`` opens transactions; ``files``, ``batches``, ``lines`` and ``usage`` hold the statements,
-as functions of a connection; ``recorder`` moves completions from the store into it.
+as functions of a connection. ``fabric.recorder`` moves completions from the store into it.
 """
 
 from fabric.ledger.ledger import Ledger

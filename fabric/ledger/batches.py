@@ -1,12 +1,13 @@
 """Statements about batches, and the batch as the OpenAI API shows it.
 
-    validating ──▶ in_progress ──▶ finalizing ──▶ completed | expired
-        │  │            │
-        │  └──▶ failed  └────────▶ cancelling ──▶ cancelled      (also from validating)
+validating ──▶ in_progress ──▶ finalizing ──▶ completed | expired
+    │  │            │
+    │  └──▶ failed  └────────▶ cancelling ──▶ cancelled      (also from validating)
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from fabric.contracts.errors import Conflict, NotFound
 from fabric.ledger.tables import batches
 
-Status = Literal[
-    "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
-]
+Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 #: Batches that the batch service has work with.
 UNFINISHED: tuple[Status, ...] = ("validating", "in_progress", "finalizing", "cancelling")
 
@@ -131,9 +130,7 @@ def create(connection: Connection, new: NewBatch) -> tuple[Batch, bool]:
     found = connection.execute(select(*_COLUMNS, batches.c.fingerprint).where(known)).one()
     values = found._mapping
     if values["id"] != new.id and values["fingerprint"] != new.fingerprint:
-        raise Conflict(
-            "This Idempotency-Key was used for another request; use a new key.", code="idempotency_conflict"
-        )
+        raise Conflict("This Idempotency-Key was used for another request; use a new key.", code="idempotency_conflict")
     batch = find(connection, values["id"])
     assert batch is not None
     return batch, batch.id == new.id
@@ -155,9 +152,7 @@ def find(connection: Connection, batch_id: str) -> Batch | None:
     return _batch(row) if row else None
 
 
-def page(
-    connection: Connection, tenant: str, *, limit: int, after: str | None = None
-) -> tuple[list[Batch], bool]:
+def page(connection: Connection, tenant: str, *, limit: int, after: str | None = None) -> tuple[list[Batch], bool]:
     """Batches, newest first, those older than the batch ``after``; and whether there are more.
 
     Raises:
@@ -199,7 +194,7 @@ def unfinished(connection: Connection, *, limit: int = 1000) -> list[Batch]:
 
 
 def advance(
-    connection: Connection, batch_id: str, expected: Status, status: Status, **values: int | str | None
+    connection: Connection, batch_id: str, expected: Status, status: Status, /, **values: int | str | None
 ) -> bool:
     """Moves a batch on if it is where it is expected to be."""
     statement = update(batches).where(batches.c.id == batch_id, batches.c.status == expected)
@@ -212,9 +207,24 @@ def fail(connection: Connection, batch_id: str, errors: list[dict[str, Any]], no
     return advance(connection, batch_id, "validating", "failed", failed_ms=now_ms, errors=text)
 
 
-def fed(connection: Connection, batch_id: str, line_no: int) -> None:
-    """Lines up to ``line_no`` are in the store; 0 after the store has lost its data."""
-    connection.execute(update(batches).where(batches.c.id == batch_id).values(fed_until=line_no))
+def hold(connection: Connection, batch_ids: Collection[str]) -> dict[str, Batch]:
+    """Keeps the batches as they are until the transaction ends; answers those that exist.
+
+    Whoever changes lines or counts does it under this lock. Taken in one order: nobody waits in a circle.
+    """
+    query = select(*_COLUMNS).where(batches.c.id.in_(sorted(batch_ids))).order_by(batches.c.id).with_for_update()
+    return {row.id: _batch(row) for row in connection.execute(query)}
+
+
+def fed(connection: Connection, batch_id: str, after: int, line_no: int) -> bool:
+    """Lines ``after < number <= line_no`` are in the store; not if the mark isn't at ``after`` any more."""
+    statement = update(batches).where(batches.c.id == batch_id, batches.c.fed_until == after)
+    return connection.execute(statement.values(fed_until=line_no)).rowcount == 1
+
+
+def unfed(connection: Connection, batch_ids: Collection[str]) -> None:
+    """The store has lost jobs of these batches: their open lines are handed over again."""
+    connection.execute(update(batches).where(batches.c.id.in_(sorted(batch_ids))).values(fed_until=0))
 
 
 def count(connection: Connection, batch_id: str, *, completed: int, failed: int) -> None:

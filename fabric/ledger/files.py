@@ -70,6 +70,12 @@ def get(connection: Connection, tenant: str, file_id: str) -> File:
     return File(**row._mapping)
 
 
+def find(connection: Connection, file_id: str) -> File | None:
+    """Any tenant's file, deleted or not."""
+    row = connection.execute(select(files).where(files.c.id == file_id)).first()
+    return File(**row._mapping) if row else None
+
+
 def page(
     connection: Connection,
     tenant: str,

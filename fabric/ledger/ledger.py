@@ -83,9 +83,16 @@ def open_engine(url: str, *, connections: int = 8, wait_s: float = 10.0) -> Engi
     try:
         parsed = make_url(url)
     except exc.ArgumentError:
-        raise ConfigError("The database URL can't be read; use sqlite:///PATH or postgresql://USER@HOST/NAME.") from None
+        raise ConfigError(
+            "The database URL can't be read; use sqlite:///PATH or postgresql://USER@HOST/NAME."
+        ) from None
     # Statements may hold answers of models: they must not show in errors.
-    shared: dict[str, Any] = {"hide_parameters": True, "pool_size": connections, "max_overflow": 4, "pool_timeout": wait_s}
+    shared: dict[str, Any] = {
+        "hide_parameters": True,
+        "pool_size": connections,
+        "max_overflow": 4,
+        "pool_timeout": wait_s,
+    }
     match parsed.get_backend_name():
         case "sqlite":
             engine = create_engine(parsed, connect_args={"timeout": wait_s}, **shared)

@@ -90,11 +90,14 @@ batch_lines = Table(
     Column("custom_id", Text),
     Column("start", BigInteger, nullable=False),  # where the line lies in the input file, in bytes
     Column("length", Integer, nullable=False),
-    Column("state", String(16), nullable=False),  # open | completed | failed
+    Column("state", String(16), nullable=False),  # open | completed | failed | expired | cancelled
     Column("response", LargeBinary),  # JSON, as in the output file
     Column("error", LargeBinary),  # JSON, as in the error file
     Index("ix_batch_lines_open", "batch_id", "line_no", sqlite_where=OPEN, postgresql_where=OPEN),
 )
+
+#: The rows of ``usage`` that are of batch lines, worded as in the index below.
+OF_BATCH = text("batch_id IS NOT NULL")
 
 usage = Table(
     "usage",
@@ -129,4 +132,5 @@ usage = Table(
     Column("batch_id", String(64)),
     Column("line_no", Integer),
     Index("ix_usage_tenant_finished", "tenant", "finished_ms", "job_id"),
+    Index("ix_usage_batch", "batch_id", sqlite_where=OF_BATCH, postgresql_where=OF_BATCH),
 )

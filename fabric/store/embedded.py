@@ -36,12 +36,14 @@ def server_binary() -> Path:
     )
 
 
-def server_command(socket: Path, data: Path, *, fsync: str = "everysec") -> list[str]:
+def server_command(socket: Path, data: Path, *, fsync: str = "no") -> list[str]:
     """The command line of an embedded server that keeps its data in ``data``.
 
-    Every write reaches the append-only file before it is answered, so a killed server loses nothing.
-    ``fsync`` is for the loss of the whole machine: ``everysec`` may lose its last second, ``always``
-    loses nothing and costs about a quarter of a millisecond a write.
+    Every write is in the append-only file before it is answered, so a killed server loses nothing.
+    ``fsync`` is for the loss of the whole machine: ``no`` leaves it to the system, which may take half a
+    minute; ``always`` loses nothing and makes every write wait for the disk. ``everysec`` is no way
+    between: while its fsync runs it answers before it has written, and what it answered in these up to
+    two seconds is gone when the server is killed.
     """
     return [
         str(server_binary()),

@@ -44,6 +44,38 @@ def job(job_id: str) -> Command[JobRecord | None]:
     return Command(("HGETALL", f"{_PREFIX}job:{job_id}"), _record)
 
 
+_SUMMARY = (
+    *("spec", "state", "history", "deployment", "attempt", "tier", "worker", "dispatched_at", "claimed_at"),
+    *("finished_at", "error", "accepted_at", "lane", "decision", "measures"),
+)
+
+
+def summary(job_id: str) -> Command[JobRecord | None]:
+    """The record without its result, which may be large: for lists."""
+    names = [name.encode() for name in _SUMMARY]
+    return Command(
+        ("HMGET", f"{_PREFIX}job:{job_id}", *_SUMMARY),
+        lambda answer: _record({name: value for name, value in zip(names, answer, strict=True) if value is not None}),
+    )
+
+
+def watchers(job_id: str) -> Command[list[str]]:
+    """The channels that get this job's events."""
+    return Command(
+        ("HGET", f"{_PREFIX}job:{job_id}", "watchers"), lambda answer: answer.decode().split(",") if answer else []
+    )
+
+
+def events(job_id: str) -> Command[list[bytes]]:
+    """The job's log, the event with number 1 first."""
+    return Command(("LRANGE", f"{_PREFIX}events:{job_id}", 0, -1), list)
+
+
+def event_count(job_id: str) -> Command[int]:
+    """The number of the job's newest event."""
+    return Command(("LLEN", f"{_PREFIX}events:{job_id}"), int)
+
+
 def _pairs(answer: Any) -> dict[bytes, bytes]:
     """HGETALL and XREADGROUP fields come as a map (RESP3) or as a flat list (RESP2, scripts)."""
     if isinstance(answer, dict):
@@ -110,19 +142,28 @@ def rank(lane: str, job_id: str) -> Command[int | None]:
     return Command(("ZRANK", f"{_PREFIX}lane:{lane}", job_id), lambda answer: answer)
 
 
-def open_jobs(tenant: str, *, before_ms: int | None, limit: int) -> Command[list[str]]:
-    """Ids of jobs that the ledger hasn't taken over yet, newest first."""
+def open_jobs(tenant: str, *, before_ms: int | None, limit: int, offset: int = 0) -> Command[list[str]]:
+    """Ids of jobs that the ledger hasn't taken over yet, newest first; of one millisecond the greater id first."""
+    return Command(_newest_first(f"jobs:{tenant}", before_ms, limit, offset), _ids)
+
+
+def parked(*, limit: int, before_ms: int | None = None, offset: int = 0) -> Command[list[str]]:
+    """Ids of parked jobs, of all tenants, newest first; of one millisecond the greater id first."""
+    return Command(_newest_first("dead", before_ms, limit, offset), _ids)
+
+
+def _newest_first(index: str, before_ms: int | None, limit: int, offset: int) -> tuple[str | int, ...]:
     newest: str | int = "+inf" if before_ms is None else f"({before_ms}"
-    return Command(("ZREVRANGEBYSCORE", f"{_PREFIX}jobs:{tenant}", newest, "-inf", "LIMIT", 0, limit), _ids)
-
-
-def parked(*, limit: int) -> Command[list[str]]:
-    """Ids of parked jobs, newest first."""
-    return Command(("ZREVRANGE", f"{_PREFIX}dead", 0, limit - 1), _ids)
+    return ("ZREVRANGEBYSCORE", f"{_PREFIX}{index}", newest, "-inf", "LIMIT", offset, limit)
 
 
 def parked_count() -> Command[int]:
     return Command(("ZCARD", f"{_PREFIX}dead"), int)
+
+
+def pace() -> Command[dict[str, float]]:
+    """Deployment -> mean seconds from dispatch to end of its jobs; recent jobs count most."""
+    return Command(("HGETALL", f"{_PREFIX}pace"), lambda a: {k.decode(): float(v) for k, v in _pairs(a).items()})
 
 
 def live_count() -> Command[int]:

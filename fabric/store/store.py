@@ -6,6 +6,7 @@ failures into ``Unavailable``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import redis
@@ -95,6 +96,18 @@ class AsyncStore:
         except (RedisError, OSError) as error:
             raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
         return command.parse(answer)
+
+    async def all(self, commands: Iterable[Command[T]]) -> list[T]:
+        """Reads in one round trip. Not for scripts. Raises ``Unavailable`` as ``Store`` does."""
+        asked = list(commands)
+        pipeline = self.redis.pipeline(transaction=False)
+        for command in asked:
+            pipeline.execute_command(*command.args)
+        try:
+            answers = await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+        return [command.parse(answer) for command, answer in zip(asked, answers, strict=True)]
 
     async def close(self) -> None:
         await self.redis.aclose()

@@ -32,6 +32,8 @@ RECORD_TTL_S = 3_600
 UNRECORDED_TTL_S = 86_400
 #: How long the same Idempotency-Key means the same job.
 IDEMPOTENCY_S = 86_400
+#: The answer of ``dispatch`` for a job whose deployment is full.
+FULL = -1
 #: Live jobs that the store accepts; beyond it the gateway answers 429. Bounds Redis' memory.
 LIVE_LIMIT = 200_000
 
@@ -55,6 +57,9 @@ _CANCELLED = _dump(Cancelled("The job was cancelled.").info)
 _EXPIRED = _dump(DeadlineExceeded("The deadline passed before the job was finished.").info)
 _UNCLAIMED = _dump(
     EngineUnavailable("No worker took the job from its queue in time; it was queued again.", code="unclaimed").info
+)
+_DECLINED = _dump(
+    EngineUnavailable("The worker had no room for the job or was stopping; it was queued again.", code="declined").info
 )
 _UNSENT = _dump(EngineUnavailable("The broker didn't take the message; the job was queued again.", code="unsent").info)
 _FORGOTTEN = _dump(
@@ -109,7 +114,10 @@ def _accepted(answer: list[list[bytes]]) -> list[Accepted]:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A line of waiting jobs of one class, tenant and model. ``due_ms``: its head's due time."""
+    """A line of waiting jobs of one class, tenant and model. ``due_ms``: its head's due time.
+
+    ``places`` is what ``side_lane`` was told of the places that its jobs wait for; ``""`` for the main lane.
+    """
 
     name: str
     priority: Priority
@@ -117,6 +125,7 @@ class Lane:
     model: str
     length: int
     due_ms: int
+    places: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +145,9 @@ def _room(answer: list[Any]) -> Room:
     lanes = []
     for name, length, due in answer[0]:
         text = name.decode()
-        priority, tenant, model = text.split("|", 2)
-        lanes.append(Lane(text, priority, tenant, model, length, int(float(due))))
+        priority, tenant, rest = text.split("|", 2)
+        model, _, places = rest.partition(" ")
+        lanes.append(Lane(text, priority, tenant, model, length, int(float(due)), places))
     return Room(
         tuple(lanes),
         {deployment.decode(): jobs for deployment, jobs in answer[1]},
@@ -149,6 +159,7 @@ def _room(answer: list[Any]) -> Room:
 class Taken:
     """A job in a scheduler's hand. ``history``: its earlier attempts, as JSON objects joined by commas."""
 
+    lane: str
     spec: JobSpec
     attempts: int
     history: bytes
@@ -163,26 +174,48 @@ def take(lanes: Iterable[tuple[str, int]], *, lease_ms: int = 5_000) -> Command[
 
 
 def _taken(answer: list[list[bytes]]) -> list[Taken]:
-    return [Taken(JobSpec.load(spec), int(attempts), history, int(now)) for _id, spec, attempts, history, now in answer]
+    return [
+        Taken(lane.decode(), JobSpec.load(spec), int(attempts), history, int(now))
+        for lane, spec, attempts, history, now in answer
+    ]
 
 
-def put_back(job_ids: Sequence[str]) -> Command[int]:
-    return call("put_back", job_ids, int)
+def put_back(job_ids: Iterable[str]) -> Command[int]:
+    """The jobs wait where they came from."""
+    return put_aside((job_id, "") for job_id in job_ids)
+
+
+def put_aside(jobs: Iterable[tuple[str, str]]) -> Command[int]:
+    """Pairs of a job's id and the lane to wait in: a side lane holds up nobody who waits for other places."""
+    arguments: list[Argument] = []
+    for job_id, lane in jobs:
+        arguments += (job_id, lane)
+    return call("put_back", arguments, int)
+
+
+def side_lane(spec: JobSpec, places: str) -> str:
+    """The lane of jobs like this one that wait for these places."""
+    return f"{spec.lane} {places}"
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
+    """``limit``: how many jobs the deployment may hold, this one included; ``None`` for any number."""
+
     job_id: str
     deployment: str
     tier: str
     decision: bytes
+    limit: int | None = None
 
 
 def dispatch(jobs: Sequence[Dispatch], *, claim_within_ms: int = 5_000) -> Command[list[int]]:
-    """Answers the attempt number of each job, 0 where it is no longer there to be sent."""
+    """Answers the attempt number of each job; 0 where it is no longer there to be sent, ``FULL`` where its
+    deployment has no room any more and the job stays in hand."""
     arguments: list[Argument] = [claim_within_ms]
     for job in jobs:
-        arguments += (job.job_id, job.deployment, job.tier, job.decision)
+        limit = "" if job.limit is None else job.limit
+        arguments += (job.job_id, job.deployment, job.tier, limit, job.decision)
     return call("dispatch", arguments, list)
 
 
@@ -203,7 +236,16 @@ def reject(jobs: Sequence[Rejection]) -> Command[int]:
 
 def recall(jobs: Iterable[tuple[str, int]]) -> Command[int]:
     """Takes back dispatches that the broker didn't accept."""
-    arguments: list[Argument] = [_UNSENT]
+    return _take_back(_UNSENT, jobs)
+
+
+def decline(jobs: Iterable[tuple[str, int]]) -> Command[int]:
+    """A worker sends back the jobs of a message that it doesn't claim."""
+    return _take_back(_DECLINED, jobs)
+
+
+def _take_back(reason: bytes, jobs: Iterable[tuple[str, int]]) -> Command[int]:
+    arguments: list[Argument] = [reason]
     for job_id, attempt in jobs:
         arguments += (job_id, attempt)
     return call("recall", arguments, int)
@@ -211,9 +253,12 @@ def recall(jobs: Iterable[tuple[str, int]]) -> Command[int]:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
+    """``failures``: how many tries of the job an engine has failed before this one."""
+
     spec: JobSpec
     attempt: int
     payload: bytes
+    failures: int = 0
 
 
 def claim(worker: str, jobs: Sequence[tuple[str, int]]) -> Command[list[Claimed]]:
@@ -224,7 +269,7 @@ def claim(worker: str, jobs: Sequence[tuple[str, int]]) -> Command[list[Claimed]
 
     def parse(answer: list[list[bytes]]) -> list[Claimed]:
         return [
-            Claimed(JobSpec.load(record[0]), attempt, record[1])
+            Claimed(JobSpec.load(record[0]), attempt, record[1], int(record[2]))
             for (_, attempt), record in zip(jobs, answer, strict=True)
             if record
         ]
@@ -348,6 +393,11 @@ def cancel(job_ids: Sequence[str]) -> Command[list[str]]:
 def replay(job_ids: Sequence[str]) -> Command[list[str]]:
     """Answers the state of each job afterwards, ``""`` if unknown. Only parked jobs move."""
     return call("replay", job_ids, _words)
+
+
+def drop(job_ids: Sequence[str]) -> Command[list[int]]:
+    """Parked jobs leave for good, payload and all. Answers 1 per job that left, 0 where none was parked."""
+    return call("drop", job_ids, list)
 
 
 def forget(job_ids: Sequence[str]) -> Command[int]:

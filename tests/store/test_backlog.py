@@ -114,6 +114,45 @@ class TestPutBack:
         assert jobs.lane() == []
 
 
+class TestPutAside:
+    def test_the_job_waits_in_a_side_lane_for_the_places_it_may_run(self, jobs: Jobs, store: Store) -> None:
+        other, job = jobs.queued(), jobs.queued()
+        jobs.take(2)
+        store(transitions.put_back([other]))
+        side = transitions.side_lane(jobs.record(job).spec, "a1b2:small-gpu,small-cloud")
+        assert store(transitions.put_aside([(job, side)])) == 1
+        assert jobs.lane() == [other]
+        assert jobs.lane(side) == [job]
+        main, aside = sorted(store(transitions.room()).lanes, key=lambda lane: lane.places)
+        assert (main.places, aside.places) == ("", "a1b2:small-gpu,small-cloud")
+        assert (aside.priority, aside.tenant, aside.model) == (main.priority, main.tenant, main.model)
+        assert jobs.record(job).lane == side, "that is where its position is counted"
+
+    def test_it_keeps_its_due_time(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.taken()
+        due = jobs.record(job).accepted_ms + 2_000
+        side = transitions.side_lane(jobs.record(job).spec, "a1b2:small-gpu")
+        store(transitions.put_aside([(job, side)]))
+        assert [lane.due_ms for lane in store(transitions.room()).lanes] == [due]
+
+    def test_from_there_it_is_taken_cancelled_and_tried_again_as_from_any_lane(self, jobs: Jobs, store: Store) -> None:
+        job, cancelled = jobs.queued(), jobs.queued()
+        jobs.take(2)
+        side = transitions.side_lane(jobs.record(job).spec, "a1b2:small-gpu")
+        store(transitions.put_aside([(job, side), (cancelled, side)]))
+        store(transitions.cancel([cancelled]))
+        assert jobs.take(2, side) == [job]
+        assert jobs.send(job)
+        assert jobs.claim(job)
+        assert jobs.fail(job) == "queued"
+        assert jobs.lane(side) == [job]
+
+    def test_only_taken_jobs_move(self, jobs: Jobs, store: Store) -> None:
+        sent, waiting = jobs.dispatched(tenant="b"), jobs.queued()
+        assert store(transitions.put_aside([(sent, "elsewhere"), (waiting, "elsewhere")])) == 0
+        assert jobs.lane() == [waiting]
+
+
 class TestLease:
     def test_jobs_of_a_scheduler_that_died_with_them_in_hand_go_back(self, jobs: Jobs, store: Store) -> None:
         job = jobs.taken(lease_ms=-1)

@@ -53,6 +53,18 @@ class TestDispatch:
             jobs.fail(job)
         assert numbers == [1, 2, 3]
 
+    def test_a_deployment_takes_no_more_than_it_may_hold_however_many_schedulers_send(
+        self, jobs: Jobs, store: Store
+    ) -> None:
+        running, first, second, third = jobs.running(), jobs.queued(), jobs.queued(), jobs.queued()
+        jobs.take(3)
+        sent = [Dispatch(job, "small-cpu", "cpu", b"{}", limit=2) for job in (first, second)]
+        assert store(transitions.dispatch(sent)) == [1, transitions.FULL]
+        assert store(transitions.dispatch([Dispatch(third, "small-cpu", "cpu", b"{}", limit=2)])) == [transitions.FULL]
+        assert store(transitions.dispatch([Dispatch(third, "small-gpu", "gpu", b"{}", limit=1)])) == [1]
+        assert jobs.members("taken") == {second}, "still in hand, to be put back"
+        assert jobs.members("busy:small-cpu") == {running, first}
+
 
 class TestReject:
     def test_the_job_ends_with_the_reason(self, jobs: Jobs) -> None:
@@ -121,6 +133,21 @@ class TestRecall:
         assert store.redis.hstrlen(f"fabric:job:{job}", "history") <= 16_384
         numbers = [attempt.number for attempt in attempts]
         assert numbers == list(range(201 - len(numbers), 201)), "the newest ones, in order"
+
+
+class TestDecline:
+    def test_a_worker_sends_back_what_it_does_not_claim(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.dispatched()
+        assert store(transitions.decline([(job, 1)])) == 1
+        assert jobs.lane() == [job]
+        error = jobs.record(job).attempts[0].error
+        assert error is not None
+        assert error["code"] == "declined"
+
+    def test_not_what_somebody_claimed(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.running()
+        assert store(transitions.decline([(job, 1)])) == 0
+        assert jobs.state(job) is JobState.RUNNING
 
 
 class TestUnclaimed:

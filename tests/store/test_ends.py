@@ -34,6 +34,14 @@ class TestCommit:
     def test_the_payload_goes_at_once(self, jobs: Jobs, store: Store) -> None:
         assert store(reads.payload(jobs.ended())) is None
 
+    def test_success_keeps_the_pace_of_its_deployment(self, jobs: Jobs, store: Store) -> None:
+        assert store(reads.pace()) == {}
+        jobs.ended(JobState.FAILED)
+        assert store(reads.pace()) == {}
+        store.redis.hset("fabric:pace", "small-cpu", "10")
+        jobs.ended()
+        assert store(reads.pace())["small-cpu"] == pytest.approx(9, abs=0.5)
+
     def test_an_error_is_kept_with_the_end(self, jobs: Jobs) -> None:
         record = jobs.record(jobs.ended(JobState.FAILED))
         assert record.error is not None
@@ -159,3 +167,58 @@ class TestFail:
     def test_a_stream_that_has_not_spoken_may(self, jobs: Jobs) -> None:
         job = jobs.running(stream=True)
         assert jobs.fail(job) == "queued"
+
+
+class TestFailedTries:
+    """Only an engine's failures count against a job."""
+
+    def failures(self, jobs: Jobs, job: str) -> int:
+        """What the next worker is told."""
+        if jobs.state(job) is JobState.QUEUED:
+            jobs._take(job)
+            assert jobs.send(job)
+        (claimed,) = jobs.store(transitions.claim("w9", [(job, jobs.attempts[job])]))
+        return claimed.failures
+
+    def test_each_failure_counts(self, jobs: Jobs) -> None:
+        job = jobs.running()
+        jobs.fail(job)
+        assert self.failures(jobs, job) == 1
+        jobs.fail(job)
+        assert self.failures(jobs, job) == 2
+
+    def test_a_claim_that_is_asked_again_hears_the_same(self, jobs: Jobs) -> None:
+        job = jobs.running()
+        jobs.fail(job)
+        assert [self.failures(jobs, job), self.failures(jobs, job)] == [1, 1]
+
+    def test_a_late_failure_does_not(self, jobs: Jobs) -> None:
+        job = jobs.running(worker="w1")
+        jobs.rescue()
+        jobs.fail(job)
+        assert self.failures(jobs, job) == 0
+
+    def test_nor_do_lost_messages_workers_that_leave_and_workers_that_die(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.dispatched()
+        store(transitions.recall([(job, 1)]))
+        jobs._take(job)
+        store(transitions.decline([(job, jobs.send(job))]))
+        jobs._take(job)
+        jobs.send(job, claim_within_ms=-1)
+        store(transitions.reclaim())
+        jobs.run_again(job, "w1")
+        store(transitions.hand_back("w1"))
+        jobs.run_again(job, "w1")
+        jobs.rescue()
+        jobs.run_again(job, "w1")
+        jobs.beat("w1", forgotten_ms=-1)
+        assert self.failures(jobs, job) == 0
+        assert len(jobs.record(job).attempts) == 7
+
+    def test_a_replayed_job_starts_afresh(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.running()
+        jobs.fail(job)
+        jobs.run_again(job)
+        jobs.commit(job, JobState.DEAD)
+        store(transitions.replay([job]))
+        assert self.failures(jobs, job) == 0

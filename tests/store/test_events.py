@@ -186,3 +186,12 @@ class TestWatch:
         job = jobs.ended()
         store(transitions.watch(job, GATEWAY))
         assert jobs.ttl_s(f"job:{job}") > 0
+
+
+def test_who_watches_and_how_much_there_was_to_see(jobs: Jobs, store: Store) -> None:
+    alone, watched = jobs.queued(), jobs.running(watcher=GATEWAY)
+    store(transitions.watch(watched, reads.gateway_channel("g2")))
+    assert store(reads.watchers(alone)) == store(reads.watchers("job_unknown")) == []
+    assert store(reads.watchers(watched)) == [GATEWAY, reads.gateway_channel("g2")]
+    assert [store(reads.event_count(job)) for job in (alone, watched, "job_unknown")] == [1, 3, 0]
+    assert [orjson.loads(body)["type"] for body in store(reads.events(watched))] == ["queued", "dispatched", "running"]

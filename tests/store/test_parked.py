@@ -43,6 +43,14 @@ def test_the_newest_are_listed_first(jobs: Jobs, store: Store) -> None:
     assert store(reads.parked_count()) == 3
 
 
+def test_a_list_goes_on_where_it_was(jobs: Jobs, store: Store) -> None:
+    parked = sorted(jobs.dead() for _ in range(5))
+    store.redis.zadd("fabric:dead", {job: score // 2 for score, job in enumerate(parked)})  # two of a millisecond
+    assert store(reads.parked(limit=3)) == parked[:1:-1]
+    assert store(reads.parked(limit=3, offset=3)) == parked[1::-1]
+    assert store(reads.parked(limit=9, before_ms=2)) == parked[3::-1]
+
+
 def test_a_parked_job_is_no_longer_live(jobs: Jobs, store: Store) -> None:
     poisoned(jobs)
     assert store(reads.live_count()) == 0
@@ -126,3 +134,30 @@ class TestReplay:
         assert store(transitions.reclaim()) == (1, 0)
         jobs.run_again(job, "w4")
         assert jobs.fail(job) == "queued"
+
+
+class TestDrop:
+    def test_nothing_of_the_job_stays(self, jobs: Jobs, store: Store) -> None:
+        dropped, kept = poisoned(jobs), jobs.dead()
+        assert store(transitions.drop([dropped, kept[:-1]])) == [1, 0]
+        assert jobs.places(dropped) == set()
+        assert [key for key in store.redis.scan_iter("*") if dropped.encode() in key] == []
+        assert store(reads.parked(limit=9)) == [kept]
+        assert [c.state for c in jobs.completions(dropped)] == ["dead"]
+
+    def test_only_parked_jobs_go(self, jobs: Jobs, store: Store) -> None:
+        every = [jobs.queued(), jobs.running(), jobs.ended(), "job_unknown"]
+        assert store(transitions.drop(every)) == [0] * 4
+        assert [jobs.state(job) for job in every[:3]] == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+
+    def test_it_cannot_be_replayed(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.dead()
+        assert store(transitions.drop([job])) == [1]
+        assert store(transitions.drop([job])) == [0]
+        assert replay(store, job) == [""]
+
+    def test_a_job_that_was_replayed_is_safe(self, jobs: Jobs, store: Store) -> None:
+        job = jobs.dead()
+        replay(store, job)
+        assert store(transitions.drop([job])) == [0]
+        assert jobs.state(job) is JobState.QUEUED

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fabric.contracts.errors import Unavailable
-from fabric.contracts.job import JobSpec
+from fabric.contracts.job import JobSpec, JobState
 from fabric.store import AsyncStore, Store, reads, transitions
 from fabric.store.transitions import NewJob
 
@@ -37,6 +39,17 @@ async def test_also_on_asyncio(jobs: Jobs, store: Store, valkey: Valkey) -> None
     assert record.spec == spec
 
 
+async def test_many_reads_are_one_round_trip(jobs: Jobs, valkey: Valkey) -> None:
+    known = [jobs.queued(), jobs.running(), jobs.ended()]
+    asynchronous = AsyncStore(valkey.url)
+    states = await asynchronous.all(reads.state(job) for job in [*known, "job_unknown"])
+    records = await asynchronous.all(map(reads.summary, [*known, "job_unknown"]))
+    assert await asynchronous.all([]) == []
+    await asynchronous.close()
+    assert states == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, None]
+    assert records == [*(replace(jobs.record(job), result=None) for job in known), None]
+
+
 async def test_a_server_that_is_away_is_unavailable_and_comes_back_whole(
     jobs: Jobs, store: Store, valkey: Valkey
 ) -> None:
@@ -48,6 +61,8 @@ async def test_a_server_that_is_away_is_unavailable_and_comes_back_whole(
             jobs.state(job)
         with pytest.raises(Unavailable, match="can't be reached"):
             await asynchronous(reads.state(job))
+        with pytest.raises(Unavailable, match="can't be reached"):
+            await asynchronous.all([reads.state(job)])
     finally:
         valkey.start()
     assert jobs.commit(job)
@@ -75,4 +90,6 @@ def test_every_script_ships_with_the_package() -> None:
         "from importlib.resources import files; print(*(f.name for f in (files('fabric.store')/'scripts').iterdir()))"
     )
     names = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
-    assert len([name for name in names if name.endswith(".lua")]) == 22
+    here = Path(__file__).parents[2] / "fabric" / "store" / "scripts"
+    assert {"accept.lua", "commit.lua"} <= set(names)
+    assert {name for name in names if name.endswith(".lua")} == {file.name for file in here.glob("*.lua")}

@@ -20,6 +20,14 @@ def build(deployment: Deployment) -> Engine:
         from workers.engines.llamacpp import LlamaCppEngine
 
         return LlamaCppEngine(deployment)
+    if deployment.engine == "openai":
+        from workers.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(deployment)
+    if deployment.engine == "vllm":
+        from workers.engines.vllm import VllmEngine
+
+        return VllmEngine(deployment)
     raise ConfigError(
         f"Deployment {deployment.name!r}: this version has no engine {deployment.engine!r}; use llamacpp or mock."
     )

@@ -4,6 +4,7 @@
 local P = 'fabric:'
 local COMPLETIONS = P .. 'completions'
 local HISTORY_BYTES = 16384
+local PACE_WEIGHT = 0.1
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -76,6 +77,15 @@ local function load(id)
   return j
 end
 
+-- Keeps the mean time from dispatch to end of a deployment's jobs, the newest counting most. With the
+-- number of jobs it holds at once this is its throughput (Little's law): that is what an ETA is made of.
+local function keep_pace(j, at)
+  if not j.dispatched_at then return end
+  local s = (at - tonumber(j.dispatched_at)) / 1000
+  local mean = tonumber(redis.call('HGET', P .. 'pace', j.deployment) or s)
+  redis.call('HSET', P .. 'pace', j.deployment, string.format('%.4f', mean + PACE_WEIGHT * (s - mean)))
+end
+
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
@@ -83,6 +93,7 @@ local function finish(id, j, state, o)
   local key = job_key(id)
   local error, measures = o.error or '', o.measures or ''
   leave(id, j.state, j.lane, j.deployment, j.worker)
+  if state == 'succeeded' then keep_pace(j, at) end
   if j.deadline then redis.call('ZREM', P .. 'deadlines', id) end
   redis.call('ZREM', P .. 'live', id)
   redis.call('HSET', key, 'state', state, 'finished_at', int(at), 'error', error, 'measures', measures)

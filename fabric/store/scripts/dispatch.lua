@@ -1,21 +1,27 @@
 -- Taken jobs get their deployment and their attempt number; the message may be sent after this.
--- ARGV: ms until an unclaimed dispatch counts as lost, then per job: id, deployment, tier, decision
--- Returns per job the attempt number, or 0 when the job is no longer this scheduler's to send.
+-- ARGV: ms until an unclaimed dispatch counts as lost, then per job: id, deployment, tier, how many jobs
+--   the deployment may hold ('' for any number), decision
+-- Returns per job the attempt number; 0 when the job is no longer this scheduler's to send, -1 when the
+-- deployment is full by now: another scheduler was quicker.
 local at = now_ms()
 local lost_at = int(at + tonumber(ARGV[1]))
-local attempts = {}
-for i = 2, #ARGV, 4 do
-  local id, deployment, tier = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+local attempts, held = {}, {}
+for i = 2, #ARGV, 5 do
+  local id, deployment, tier, limit = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
   local number = 0
-  if redis.call('ZREM', P .. 'taken', id) == 1 then
+  held[deployment] = held[deployment] or redis.call('SCARD', P .. 'busy:' .. deployment)
+  if limit and held[deployment] >= limit then
+    number = -1
+  elseif redis.call('ZREM', P .. 'taken', id) == 1 then
     local key = job_key(id)
     local record = redis.call('HMGET', key, 'state', 'quiet', 'watchers')
     if record[1] == 'queued' then
       number = redis.call('HINCRBY', key, 'attempt', 1)
       redis.call('HSET', key, 'state', 'dispatched', 'deployment', deployment, 'tier', tier,
-        'dispatched_at', int(at), 'decision', ARGV[i + 3])
+        'dispatched_at', int(at), 'decision', ARGV[i + 4])
       redis.call('ZADD', P .. 'dispatched', lost_at, id)
       redis.call('SADD', P .. 'busy:' .. deployment, id)
+      held[deployment] = held[deployment] + 1
       event(id, record[2], record[3], '{"type":"dispatched","at":' .. int(at) .. ',"number":' .. int(number)
         .. ',"tier":"' .. tier .. '","deployment":"' .. deployment .. '"}')
     end

@@ -1,4 +1,4 @@
--- A scheduler takes back dispatches whose message could not be sent. No blame, no delay.
+-- Dispatches whose message could not be sent, or that a worker declined, go back. No blame, no delay.
 -- ARGV: error, then per job: id, attempt
 local count = 0
 for i = 2, #ARGV, 2 do

@@ -1,4 +1,4 @@
--- Parked jobs line up again under the same id, with their history and a clean slate of deaths.
+-- Parked jobs line up again under the same id, with their history and a clean slate of deaths and failures.
 -- ARGV: ids. Returns per job its state after the call, or '' when unknown.
 local answers = {}
 for _, id in ipairs(ARGV) do
@@ -16,9 +16,9 @@ for _, id in ipairs(ARGV) do
     redis.call('ZADD', P .. 'live', at, id)
     -- A deadline that is still ahead counts; one that has passed would undo the replay.
     if j.deadline and tonumber(j.deadline) > tonumber(at) then redis.call('ZADD', P .. 'deadlines', j.deadline, id) end
-    redis.call('HSET', key, 'state', 'queued', 'deaths', '0')
-    redis.call('HDEL', key, 'error', 'result', 'measures', 'finished_at', 'first_token_at', 'worker', 'claimed_at',
-      'dispatched_at', 'deployment', 'tier')
+    redis.call('HSET', key, 'state', 'queued')
+    redis.call('HDEL', key, 'deaths', 'failures', 'error', 'result', 'measures', 'finished_at', 'first_token_at', 'worker',
+      'claimed_at', 'dispatched_at', 'deployment', 'tier')
     event(id, j.quiet, j.watchers, '{"type":"queued","at":' .. at .. '}')
     line_up(id, j.lane, j.due)
     answer = 'queued'

@@ -1,0 +1,135 @@
+"""Hands waiting lines to the store, never more than a window of them. Feeding a line twice makes one job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from sqlalchemy import Connection
+
+from fabric.batches.request_line import BadLine, read_line, unreadable
+from fabric.batches.shares import Load, shares
+from fabric.batches.storage import Storage
+from fabric.contracts.batch_line import error_line
+from fabric.contracts.catalog import Catalog
+from fabric.contracts.ids import line_job_id
+from fabric.ledger import Ledger, batches, files, lines
+from fabric.ledger.batches import Batch
+from fabric.ledger.lines import Outcome, WaitingLine
+from fabric.store import Store, transitions
+from fabric.store.transitions import NewJob
+
+#: Lines of all batches together that are in the store. More lets larger fleets run dry less easily; each
+#: takes its record and its payload of memory there.
+WINDOW = 4_000
+#: A batch is fed when this part of its share is free, so that every look at the ledger moves many lines.
+_REFILL = 0.25
+#: Lines of one batch in one go; others get their turn in between.
+_TURN_LINES = 512
+#: Bounds of one call of the store: it serves nobody else while it runs.
+_CALL_JOBS = 128
+_CALL_BYTES = 8_000_000
+
+
+@dataclass(slots=True)
+class _Call:
+    """Lines that go to the store together, and those among them that can't run."""
+
+    jobs: list[NewJob] = field(default_factory=list)
+    bad: list[Outcome] = field(default_factory=list)
+    bytes: int = 0
+    last: int = 0  #: number of the last line
+
+    @property
+    def full(self) -> bool:
+        return len(self.jobs) >= _CALL_JOBS or self.bytes >= _CALL_BYTES
+
+
+class Feeder:
+    def __init__(
+        self, store: Store, ledger: Ledger, storage: Storage, catalog: Catalog, *, window: int = WINDOW
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._storage = storage
+        self._catalog = catalog
+        self._window = window
+
+    def due(self, running: Sequence[Batch], in_hand: Mapping[str, int]) -> dict[str, int]:
+        """Batch -> lines to hand over now."""
+        loads = [Load(b.id, b.tenant, in_hand.get(b.id, 0), b.open - in_hand.get(b.id, 0)) for b in running]
+        share = shares(loads, self._window)
+        due: dict[str, int] = {}
+        for load in loads:
+            room = min(share[load.batch_id] - load.in_hand, load.waiting)
+            if room > 0 and (room == load.waiting or room >= _REFILL * share[load.batch_id]):
+                due[load.batch_id] = room
+        return due
+
+    def feed(self, batch: Batch, room: int) -> bool:
+        """Hands over up to ``room`` lines, one turn at most; answers whether there were any.
+
+        Raises:
+            NotFound: the input file is gone.
+            Unavailable: the ledger or the store is away. Lines may have been handed over: call again.
+        """
+        waiting = self._ledger.read(lines.waiting, batch.id, after=batch.fed_until, limit=min(room, _TURN_LINES))
+        if not waiting:
+            return False
+        file = self._ledger.read(files.find, batch.input_file_id)
+        last, bad, call = batch.fed_until, list[Outcome](), _Call()
+        with self._storage.open(file.path if file else batch.input_file_id) as source:
+            for line in waiting:
+                self._put(call, batch, line, source)
+                if call.full or line is waiting[-1]:
+                    if not self._accepted(call.jobs):
+                        break
+                    last, bad, call = call.last, bad + call.bad, _Call()
+        return last > batch.fed_until and self._ledger.write(_fed, batch, last, bad)
+
+    def _put(self, call: _Call, batch: Batch, line: WaitingLine, source: BinaryIO) -> None:
+        call.last = line.line_no
+        job_id = line_job_id(batch.id, line.line_no)
+        source.seek(line.start)
+        try:
+            custom_id, request = read_line(source.read(line.length), batch.endpoint, self._catalog)
+            if custom_id != line.custom_id:
+                raise unreadable()
+        except BadLine as bad:
+            # It was good when the batch began: the catalogue has changed since, or the file.
+            error = error_line(line.custom_id, job_id, line.line_no, bad.error, answered=True)
+            call.bad.append(Outcome(line.line_no, "failed", error=error))
+            return
+        # A deadline of the line's own counts from here, where it begins to wait.
+        spec = request.spec(
+            job_id=job_id,
+            tenant=batch.tenant,
+            key_id=batch.key_id,
+            batch_id=batch.id,
+            line_no=line.line_no,
+            custom_id=custom_id,
+            deadline_ms=batch.expires_ms,
+            default_privacy=self._catalog.privacy.default,
+            default_priority="batch",
+        )
+        job = NewJob(spec, request.payload())
+        call.jobs.append(job)
+        call.bytes += len(job.payload)
+
+    def _accepted(self, jobs: Sequence[NewJob]) -> bool:
+        """Not if the store is full: what it took of these it knows when they come again."""
+        answers = self._store(transitions.accept(jobs)) if jobs else []
+        return all(answer.verdict != "full" for answer in answers)
+
+
+def _fed(connection: Connection, batch: Batch, last: int, bad: Sequence[Outcome]) -> bool:
+    """Not if another process has fed this batch meanwhile."""
+    if bad:
+        batches.hold(connection, [batch.id])
+    if not batches.fed(connection, batch.id, batch.fed_until, last):
+        return False
+    if bad:
+        completed, failed = lines.settle(connection, batch.id, bad)
+        batches.count(connection, batch.id, completed=completed, failed=failed)
+    return True

@@ -1,0 +1,61 @@
+"""``GET /v1/tiers``: what there is to run on, who is there to work, and what waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from fabric.contracts.catalog import TIERS, Catalog, Deployment, Tier
+from fabric.gateway import describe
+from fabric.gateway.caller import Identified
+from fabric.gateway.gateway import Here
+from fabric.gateway.parameters import NoParameters, listed
+from fabric.gateway.responses import Json
+from fabric.store import transitions
+from fabric.store.transitions import Room
+
+router = APIRouter(tags=["tiers"], responses=describe.ERRORS, default_response_class=Json)
+
+
+@router.get("/v1/tiers", summary="Tiers, deployments, workers", responses=describe.answers("All tiers."))
+async def list_tiers(caller: Identified, gateway: Here, _: NoParameters) -> Response:
+    """`slots`: requests that engines run at once; `busy`: jobs sent to workers that haven't ended; `backlog`:
+    jobs that wait and could run there (one that could run in two places counts for both)."""
+    return Json(listed(tiers(gateway.catalog, await gateway.ask(transitions.room()))))
+
+
+def tiers(catalog: Catalog, room: Room) -> list[dict[str, Any]]:
+    return [shown for tier in TIERS if (shown := _tier(tier, catalog, room))["deployments"]]
+
+
+def _tier(tier: Tier, catalog: Catalog, room: Room) -> dict[str, Any]:
+    models = [model for model in catalog.models if any(d.tier == tier for d in model.deployments)]
+    deployments = [_deployment(model.name, d, room) for model in models for d in model.deployments if d.tier == tier]
+    names = {model.name for model in models}
+    return {
+        "id": tier,
+        "object": "tier",
+        "tier": tier,
+        "workers": sum(worker.tier == tier for worker in room.workers),
+        "slots": sum(shown["slots"] for shown in deployments),
+        "busy": sum(shown["busy"] for shown in deployments),
+        "backlog": sum(lane.length for lane in room.lanes if lane.model in names),
+        "deployments": deployments,
+    }
+
+
+def _deployment(model: str, deployment: Deployment, room: Room) -> dict[str, Any]:
+    workers = [worker for worker in room.workers if deployment.name in worker.capacity]
+    return {
+        "name": deployment.name,
+        "model": model,
+        "engine": deployment.engine,
+        "context_window": deployment.context_window,
+        "workers": len(workers),
+        "draining": sum(worker.draining for worker in workers),
+        "slots": sum(worker.slots.get(deployment.name, 0) for worker in workers if not worker.draining),
+        "busy": room.busy.get(deployment.name, 0),
+        "backlog": sum(lane.length for lane in room.lanes if lane.model == model),
+    }

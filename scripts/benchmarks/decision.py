@@ -1,0 +1,82 @@
+"""How long the scheduler takes to decide where a job goes, with 20 candidates."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from benchmarks.command import benchmark
+from benchmarks.report import Budget, Report, Table, percentile
+from fabric.contracts.catalog import TIERS, Catalog, Deployment, Model, Price
+from fabric.contracts.job import JobSpec
+from scheduler.plan import decide, policy_hash
+
+CANDIDATES = 20
+BUDGET_US = 100.0
+#: Decisions that are timed together: reading the clock takes a part of one.
+_TOGETHER = 50
+
+_JOBS = {
+    "nothing excluded": JobSpec("job_1", "/v1/chat/completions", "m", privacy="public", needs=("chat",)),
+    "cheapest, with a cap": JobSpec(
+        "job_2",
+        "/v1/chat/completions",
+        "m",
+        privacy="public",
+        policy="cheapest",
+        needs=("chat",),
+        prompt_tokens=2_000,
+        max_output_tokens=1_000,
+        max_cost_usd=0.05,
+    ),
+    "the cloud excluded": JobSpec("job_3", "/v1/chat/completions", "m", privacy="restricted", needs=("chat",)),
+    "all excluded": JobSpec("job_4", "/v1/chat/completions", "m", needs=("vision",)),
+}
+
+
+def catalog() -> Catalog:
+    deployments = [
+        Deployment(
+            name=f"d{n}",
+            engine="mock",
+            tier=TIERS[n % len(TIERS)],
+            context_window=8_192,
+            price=Price(input_per_million=0.1 * n, output_per_million=0.4 * n),
+            data_policy="zero_retention",
+        )
+        for n in range(CANDIDATES)
+    ]
+    return Catalog(models=(Model(name="m", deployments=tuple(deployments)),))
+
+
+def measure(seconds: float) -> Report:
+    places = catalog()
+    hash_ = policy_hash(places)
+    times: dict[str, list[float]] = {name: [] for name in _JOBS}
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for name, spec in _JOBS.items():
+            started = time.perf_counter()
+            for _ in range(_TOGETHER):
+                decide(spec, places, hash_)
+            times[name].append((time.perf_counter() - started) / _TOGETHER * 1e6)
+    medians = {name: percentile(sorted(taken), 0.5) for name, taken in times.items()}
+    slowest = max(medians.values())
+    rows = [(name, medians[name], percentile(sorted(taken), 0.99)) for name, taken in times.items()]
+    return Report(
+        "decision",
+        slowest,
+        "us",
+        None,
+        [Budget(f"a decision with {CANDIDATES} candidates", BUDGET_US, slowest, "us")],
+        [Table(("kind of job", "median us", "p99 us"), rows)],
+        {"candidates": CANDIDATES, "median_us": medians},
+    )
+
+
+@benchmark
+@click.option("--seconds", default=4.0, show_default=True, help="How long to measure.")
+def command(seconds: float) -> Report:
+    """Microseconds for one routing decision with 20 candidates."""
+    return measure(seconds)

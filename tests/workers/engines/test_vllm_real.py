@@ -1,0 +1,140 @@
+"""A real vLLM on the CPU, with a tiny model of random weights. ``scripts/get-vllm-cpu`` makes both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from fabric.contracts.catalog import Deployment
+from fabric.contracts.errors import ContextOverflow, EngineRejected
+from workers.engines.vllm import VllmEngine
+from workers.engines.vllm_load import Load, parse_load
+
+FOLDER = Path(os.environ.get("FABRIC_VLLM_CPU") or Path.home() / ".cache/inference-fabric/vllm-cpu")
+BODY = {"messages": [{"role": "user", "content": "Where is the job?"}], "max_tokens": 24, "temperature": 0}
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (FOLDER / "made").exists(), reason=f"no vLLM in {FOLDER}: ./scripts/get-vllm-cpu makes it, or says why not"
+    ),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncIterator[VllmEngine]:
+    options = {
+        "command": ["nice", "-n", "10", str(FOLDER / "bin" / "vllm")],
+        "args": {"enforce-eager": True, "dtype": "float32", "max-num-seqs": 16},
+        "env": {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        "start_timeout_s": 400,
+    }
+    values = {"engine": "vllm", "tier": "gpu", "name": "tiny", "model": str(FOLDER / "model")}
+    engine = VllmEngine(Deployment(**values, context_window=1024, options=options))
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def load_of(engine: VllmEngine) -> Load:
+    assert engine._link
+    _, metrics = await engine._link.api.get("/metrics", 30)
+    load = parse_load(metrics)
+    assert load
+    return load
+
+
+async def until_load(engine: VllmEngine, running: int) -> None:
+    async with asyncio.timeout(120):
+        while (await load_of(engine)).running != running:
+            await asyncio.sleep(0.05)
+
+
+def text_of(chunks: list[bytes]) -> str:
+    return "".join(orjson.loads(c)["choices"][0]["delta"].get("content") or "" for c in chunks)
+
+
+async def test_answers_are_shaped_and_the_same_each_time(engine: VllmEngine, run: Any) -> None:
+    first = await run(engine)(BODY)
+    second = await run(engine)(BODY)
+    streamed = run(engine)
+    streamed_answer = await streamed(BODY, stream=True)
+
+    ChatCompletion.model_validate({"id": "x", "model": "m", "created": 1, **first.body}, strict=True)
+    for chunk in streamed.chunks:
+        values = orjson.loads(chunk)
+        assert not {"id", "model", "usage"} & set(values)
+        ChatCompletionChunk.model_validate({"id": "x", "model": "m", "created": 1, **values}, strict=True)
+    assert first.body["choices"] == second.body["choices"]
+    assert text_of(streamed.chunks) == first.body["choices"][0]["message"]["content"]
+    assert streamed_answer.usage.output_tokens == first.usage.output_tokens == 24
+    assert first.usage.input_tokens == streamed_answer.usage.input_tokens > 0
+    assert streamed_answer.first_token_s is not None
+
+
+async def test_completions_with_options(engine: VllmEngine, run: Any) -> None:
+    body = {"prompt": ["A job", "A worker"], "n": 2, "max_tokens": 4, "seed": 3, "logprobs": 1, "stop": ["zzz"]}
+    answer = await run(engine)(body, endpoint="/v1/completions")
+    Completion.model_validate({"id": "x", "model": "m", "created": 1, **answer.body}, strict=True)
+    assert len(answer.body["choices"]) == 4
+    assert answer.usage.output_tokens == 16
+
+    streamed = run(engine)
+    await streamed(body, endpoint="/v1/completions", stream=True)
+    ends = [orjson.loads(c)["choices"][0] for c in streamed.chunks]
+    assert {c["index"] for c in ends if c["finish_reason"]} == {0, 1, 2, 3}
+
+
+async def test_a_schema_is_kept_to(engine: VllmEngine, run: Any) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "yes_or_no", "schema": {"enum": ["yes", "no"]}}}
+    answer = await run(engine)({**BODY, "response_format": schema})
+    assert orjson.loads(answer.body["choices"][0]["message"]["content"]) in ("yes", "no")
+
+
+@pytest.mark.parametrize("body", [{"max_tokens": 5000}, {"messages": [{"role": "user", "content": "long " * 3000}]}])
+async def test_what_does_not_fit_is_named(engine: VllmEngine, run: Any, body: dict[str, Any]) -> None:
+    with pytest.raises(ContextOverflow):
+        await run(engine)({**BODY, **body})
+    with pytest.raises(ContextOverflow):
+        await run(engine)({**BODY, **body}, stream=True)
+
+
+async def test_what_the_server_was_not_started_for_is_refused(engine: VllmEngine, run: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with pytest.raises(EngineRejected):
+        await run(engine)({**BODY, "tools": [tool], "tool_choice": "auto"})
+
+
+async def test_cancelling_stops_the_generation(engine: VllmEngine, run: Any) -> None:
+    streamed = run(engine)
+    body = {**BODY, "max_tokens": 900, "temperature": 1, "logit_bias": {"1": -100}}  # 1 ends the answer
+    task = asyncio.create_task(streamed(body, stream=True))
+    await asyncio.wait_for(streamed.first.wait(), 120)
+    assert (await load_of(engine)).running == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until_load(engine, 0)
+
+
+async def test_slots_shrink_while_requests_wait_in_the_server(engine: VllmEngine, run: Any) -> None:
+    body = {**BODY, "max_tokens": 400, "temperature": 1, "logit_bias": {"1": -100}}
+    tasks = [asyncio.create_task(run(engine)(body, stream=bool(i % 2))) for i in range(64)]
+    async with asyncio.timeout(120):
+        while engine.slots > 16 + 3:  # what runs, an eighth, and one
+            await asyncio.sleep(0.05)
+    answers = await asyncio.gather(*tasks)
+    assert {answer.usage.output_tokens for answer in answers} == {400}
+    async with asyncio.timeout(120):
+        while engine.slots < 512:
+            await asyncio.sleep(0.05)

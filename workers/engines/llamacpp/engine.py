@@ -1,0 +1,266 @@
+"""The llama.cpp engine: one model file, one server process, many requests side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import orjson
+
+from fabric.contracts.catalog import Deployment
+from fabric.contracts.errors import ConfigError, EngineError, FabricError, StreamBroken
+from fabric.contracts.job import Usage
+from workers.engines.engine import Answer, Emit, Engine, Request
+from workers.engines.gguf import Header, read_model
+from workers.engines.llamacpp.answer import Assembly, Wanted
+from workers.engines.llamacpp.failures import failure
+from workers.engines.llamacpp.machine import available_memory, physical_cores
+from workers.engines.llamacpp.options import Plan, model_path, parse_options, plan
+from workers.engines.llamacpp.request import EMBEDDINGS, TEXT_PARAM, Abilities, Ask, generations, inputs
+from workers.engines.llamacpp.seats import Seats
+from workers.engines.llamacpp.server import Server
+from workers.engines.sse import EventParser
+
+log = logging.getLogger(__name__)
+
+#: Bytes of one event: twenty log probabilities a token are a few thousand.
+_EVENT_LIMIT = 16 * 1024 * 1024
+#: llama.cpp notices that the caller of a whole answer has hung up in a second in which no other request
+#: gets a token, which on a busy server never comes; of a stream, at the next token. But on a fast model
+#: streams take up to a quarter of the speed. So a whole answer is asked for only where it is expected
+#: to be there in this time: then it is over before anybody minds.
+_SHORT_S = 2.0
+#: The weight of the newest measurement of the speed.
+_NEWEST = 0.2
+
+
+class LlamaCppEngine(Engine):
+    """Runs ``deployment.model``, a GGUF file."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        """
+        Raises:
+            ConfigError: an option is unknown or wrong.
+        """
+        super().__init__(deployment)
+        self._options = parse_options(deployment)
+        self._server: Server | None = None
+        self._plan: Plan
+        self._able: Abilities
+        self._seats: Seats
+        self._pace = Pace()
+
+    @property
+    def slots(self) -> int:
+        return self._plan.slots
+
+    async def start(self) -> None:
+        if not self.deployment.model:
+            raise ConfigError(f"Deployment {self.deployment.name!r}: set `model` to a GGUF file.")
+        header = await asyncio.to_thread(read_model, model_path(self.deployment))
+        self._plan = plan(self.deployment, self._options, header, cores=physical_cores(), memory=available_memory())
+        server = Server(self.deployment.name, self._plan.params, self._options.start_timeout_s)
+        await server.start()
+        try:
+            self._able = await self._abilities(server, header)
+            await self._check(server)
+        except BaseException:
+            await server.close()
+            raise
+        self._server = server
+        self._seats = Seats(self._plan.slots)
+        log.info(
+            "deployment %s: %s (%s, %s), %d slots of %d tokens, %d threads",
+            *(self.deployment.name, self.deployment.model, header.architecture, header.quantisation),
+            *(self._plan.slots, self._plan.context, self._plan.params["cpuparams.n_threads"]),
+        )
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
+
+    async def run(self, request: Request, emit: Emit) -> Answer:
+        if request.endpoint == EMBEDDINGS:
+            return await self._embed(request)
+        started = time.perf_counter()
+        asks = generations(request.endpoint, request.body, self._able, stream=request.stream)
+        assembly = Assembly(Wanted.of(request.endpoint, request.body, stream=request.stream), emit)
+        clock = _Clock(started)
+        try:
+            if len(asks) == 1:
+                await self._generate(asks[0], assembly, clock, request.stream)
+            else:
+                await _together([self._generate(ask, assembly, clock, request.stream) for ask in asks])
+        except FabricError as error:
+            if error.retry and assembly.emitted:
+                raise StreamBroken("llama.cpp ended in the middle of the answer.") from error
+            raise
+        return Answer({} if request.stream else assembly.body(), assembly.usage, clock.first_s)
+
+    async def _generate(self, ask: Ask, assembly: Assembly, clock: _Clock, stream: bool) -> None:
+        body = orjson.dumps(ask.body)
+        async with self._seats.taken(ask.n):
+            # llama.cpp reports the use of a whole answer's first choice only.
+            if stream or ask.n > 1 or not (ask.whole_only or self._is_short(ask, body)):
+                await self._stream(ask, assembly, clock)
+            else:
+                await self._whole(ask, body, assembly, clock)
+
+    async def _whole(self, ask: Ask, body: bytes, assembly: Assembly, clock: _Clock) -> None:
+        response = await self._running.request(ask.target, body)
+        if response.status != 200:
+            raise failure(response.status, response.body, TEXT_PARAM[ask.target])
+        answer = orjson.loads(response.body)
+        assembly.whole(answer["choices"], ask.index)
+        assembly.count(ask.prompt, answer["usage"])
+        timings = answer["timings"]
+        self._pace.learn(timings)
+        clock.first_token(ago_s=timings["predicted_ms"] / 1000)
+
+    async def _stream(self, ask: Ask, assembly: Assembly, clock: _Clock) -> None:
+        # Progress on the prompt isn't passed on: it is what lets llama.cpp notice early that nobody waits.
+        extra = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+        events = EventParser(_EVENT_LIMIT)
+        done = False
+
+        def feed(data: bytes) -> None:
+            nonlocal done
+            for event in events.feed(data):
+                if event == b"[DONE]":
+                    done = True
+                else:
+                    self._take(orjson.loads(event), ask, assembly, clock)
+
+        response = await self._running.request(ask.target, orjson.dumps(ask.body | extra), feed)
+        if response.status != 200:
+            raise failure(response.status, response.body, TEXT_PARAM[ask.target])
+        if not done:
+            raise EngineError("llama.cpp ended the stream before the answer's end.")
+
+    def _take(self, chunk: dict[str, Any] | None, ask: Ask, assembly: Assembly, clock: _Clock) -> None:
+        """One event of a stream. ``None`` stands for a token that is a piece of a character."""
+        if chunk is None or "prompt_progress" in chunk:
+            return
+        if "error" in chunk:
+            raise failure(0, chunk, TEXT_PARAM[ask.target])
+        if chunk["choices"]:
+            assembly.chunk(chunk["choices"], ask.index)
+            if clock.first_s is None and assembly.has_text:
+                clock.first_token()
+        if usage := chunk.get("usage"):
+            assembly.count(ask.prompt, usage)
+        if timings := chunk.get("timings"):
+            self._pace.learn(timings)
+
+    async def _embed(self, request: Request) -> Answer:
+        texts = inputs(request.body, self._able)
+        data: list[dict[str, Any]] = []
+        tokens = 0
+        # In small groups, so that a long list neither holds up the others nor goes on when it is called off.
+        for first in range(0, len(texts), self._plan.slots):
+            group = texts[first : first + self._plan.slots]
+            async with self._seats.taken(1):
+                response = await self._running.request(EMBEDDINGS, orjson.dumps({"input": group}))
+            if response.status != 200:
+                raise failure(response.status, response.body, TEXT_PARAM[EMBEDDINGS])
+            answer = orjson.loads(response.body)
+            for item in sorted(answer["data"], key=lambda item: int(item["index"])):
+                data.append({"object": "embedding", "index": len(data), "embedding": item["embedding"]})
+            tokens += answer["usage"]["prompt_tokens"]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return Answer({"object": "list", "data": data, "usage": usage}, Usage(input_tokens=tokens))
+
+    def _is_short(self, ask: Ask, body: bytes) -> bool:
+        return (
+            self._pace.expected_s(len(body), min(ask.max_tokens or self._able.context, self._able.context)) < _SHORT_S
+        )
+
+    async def _abilities(self, server: Server, header: Header) -> Abilities:
+        properties = orjson.loads((await server.request("/props")).body)
+        template = properties.get("chat_template_caps") or {}
+        return Abilities(
+            capabilities=frozenset(self.deployment.capabilities),
+            slots=self._plan.slots,
+            context=self._plan.context,
+            vocabulary=header.vocabulary,
+            tools=bool(template.get("supports_tools") and template.get("supports_tool_calls")),
+        )
+
+    async def _check(self, server: Server) -> None:
+        """What can't be known before the model is loaded."""
+        who = f"Deployment {self.deployment.name!r}: {self.deployment.model}"
+        if "tools" in self.deployment.capabilities and not self._able.tools:
+            raise ConfigError(
+                f"{who} has a chat template without a place for tools; leave `tools` out of `capabilities`, "
+                "or set `options.chat_template` to one that has."
+            )
+        if {"json_schema", "chat"} <= self._able.capabilities:
+            messages = [{"role": "user", "content": "{}"}]
+            ask = {"messages": messages, "response_format": {"type": "json_object"}, "max_tokens": 1}
+            response = await server.request("/v1/chat/completions", orjson.dumps(ask))
+            if response.status != 200:
+                raise ConfigError(
+                    f"{who} can't be held to a JSON schema by llama.cpp (its tokens don't match its chat template); "
+                    "leave `json_schema` out of `capabilities`."
+                )
+
+    @property
+    def _running(self) -> Server:
+        assert self._server is not None, "run before start or after close"
+        return self._server
+
+
+class Pace:
+    """How fast answers come at present, from llama.cpp's own timings. Times in seconds."""
+
+    def __init__(self) -> None:
+        self._per_token: float | None = None
+        self._per_prompt_token = 0.0
+
+    def learn(self, timings: dict[str, Any]) -> None:
+        if timings["predicted_n"] > 1:
+            measured = timings["predicted_per_token_ms"] / 1000
+            self._per_token = measured if self._per_token is None else _mixed(self._per_token, measured)
+        if timings["prompt_n"] > 1:
+            self._per_prompt_token = _mixed(self._per_prompt_token, timings["prompt_per_token_ms"] / 1000)
+
+    def expected_s(self, prompt_bytes: int, tokens: int) -> float:
+        """Until an answer of ``tokens`` is complete; infinite before the first measurement."""
+        if self._per_token is None:
+            return float("inf")
+        return prompt_bytes * self._per_prompt_token + tokens * self._per_token
+
+
+class _Clock:
+    """When the first token of a job came."""
+
+    def __init__(self, started: float) -> None:
+        self.first_s: float | None = None
+        self._started = started
+
+    def first_token(self, ago_s: float = 0.0) -> None:
+        came = max(0.0, time.perf_counter() - self._started - ago_s)
+        self.first_s = came if self.first_s is None else min(came, self.first_s)
+
+
+def _mixed(old: float, new: float) -> float:
+    return new if not old else (1 - _NEWEST) * old + _NEWEST * new
+
+
+async def _together(parts: list[Coroutine[Any, Any, None]]) -> None:
+    """All at once; the first error stops the others, and leaves when they have stopped."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part)
+    except ExceptionGroup as errors:
+        raise _first(errors) from errors
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error

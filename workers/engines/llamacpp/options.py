@@ -1,0 +1,231 @@
+"""What a deployment may set, and the llama.cpp parameters that follow from it and from the model. Pure."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fabric.contracts.catalog import Deployment
+from fabric.contracts.errors import ConfigError
+from workers.engines.gguf import Header
+
+log = logging.getLogger(__name__)
+
+#: Slots without a word from the operator. Weights are read once for all sequences that are computed
+#: together, so that a few cost little more than one; many would each get too little of a CPU.
+_SLOTS_PER_CORE = 2
+_FEWEST_SLOTS, _MOST_SLOTS = 4, 8
+#: The share of the memory, beyond the weights, that default slots may take for their contexts.
+_CONTEXT_SHARE = 0.6
+#: llama.cpp rounds a slot's share of the cache up to this many tokens.
+_CACHE_STEP = 256
+#: Tokens computed in one go. A request that is called off, and every other one that runs, waits for
+#: the end of what is being computed: larger reads prompts a little faster, smaller answers sooner.
+_BATCH_TOKENS = 512
+#: What an embedding is made of must be computed in one go: the batch grows with the context window as
+#: long as its buffers stay below this.
+_BATCH_BYTES = 256 * 2**20
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+_CACHE_BITS: dict[CacheType, float] = {
+    **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}
+}
+
+_Temperature = Annotated[float, Field(ge=0, le=2)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LlamaCppOptions(BaseModel):
+    """``options`` of a deployment with ``engine: llamacpp``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+    #: Threads that compute. Default: the physical cores that the worker may use.
+    threads: Annotated[int, Field(ge=1, le=512)] | None = None
+    #: Tokens computed in one go (see ``_BATCH_TOKENS``); an embedding's input can't be longer.
+    batch_tokens: Annotated[int, Field(ge=32, le=65_536)] | None = None
+    #: Number format of the KV cache. Fewer bits: more context in the same memory, slower and less exact.
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    #: Map the file into memory instead of reading it: starts at once and shares pages between workers.
+    mmap: bool = True
+    #: Keep the weights from being swapped out. Needs the right to lock that much memory.
+    mlock: bool = False
+    #: Memory for prompts that no slot holds any more, in MiB. Saves reading a long conversation again
+    #: when more conversations take turns than there are slots.
+    prompt_cache_mib: Annotated[int, Field(ge=0, le=1_048_576)] = 0
+    #: How token embeddings become one. Default: what the file says, else their mean.
+    pooling: Literal["mean", "cls", "last"] | None = None
+    #: A template in Jinja or the name of one of llama.cpp's; for files without one of their own.
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    #: Sampling of requests that don't say. Default: the file's own, else llama.cpp's.
+    temperature: _Temperature | None = None
+    top_p: _Share | None = None
+    min_p: _Share | None = None
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
+    #: How long the model may take to load, in seconds.
+    start_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+
+
+def parse_options(deployment: Deployment) -> LlamaCppOptions:
+    """
+    Raises:
+        ConfigError: names the option.
+    """
+    try:
+        return LlamaCppOptions.model_validate(deployment.options)
+    except ValidationError as error:
+        finding = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(step) for step in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            known = ", ".join(LlamaCppOptions.model_fields)
+            problem = f"the llamacpp engine has no option `{name}`; it has {known}."
+        else:
+            problem = f"option `{name}`: {finding['msg']}."
+        raise ConfigError(f"Deployment {deployment.name!r}: {problem}") from None
+
+
+def model_path(deployment: Deployment) -> Path:
+    return Path(deployment.model).expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the server will run. ``context`` and ``batch`` in tokens; ``params``: what ``child.py`` sets."""
+
+    slots: int
+    context: int
+    batch: int
+    params: dict[str, Any]
+
+
+def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, cores: int, memory: int) -> Plan:
+    """
+    ``cores`` and ``memory`` (bytes) are what the machine has to give.
+
+    Raises:
+        ConfigError: the model can't do what the deployment says that it can.
+    """
+    _check(deployment, options, header)
+    context = _context(deployment, header)
+    slots = deployment.slots or _default_slots(options, header, context, cores, memory)
+    _check_memory(deployment, options, header, slots * context, memory)
+    embeds = "embeddings" in deployment.capabilities
+    batch = options.batch_tokens or (_embedding_batch(header, context) if embeds else _BATCH_TOKENS)
+    threads = options.threads or cores
+    params: dict[str, Any] = {
+        "model.path": str(model_path(deployment)),
+        # Each slot gets its own part of the cache, and no more of it than the context window says.
+        "n_parallel": slots,
+        "n_ctx": -(-context // _CACHE_STEP) * _CACHE_STEP * slots,
+        "kv_unified": False,
+        "kv_unified_per_slot": context,
+        "n_batch": batch,
+        "n_ubatch": batch,
+        "cpuparams.n_threads": threads,
+        "cpuparams_batch.n_threads": threads,
+        "cache_type_k": options.cache_type_k,
+        "cache_type_v": options.cache_type_v,
+        "flash_attn_type": options.flash_attention,
+        "load_mode": ("mmap_mlock" if options.mmap else "mlock")
+        if options.mlock
+        else ("mmap" if options.mmap else "none"),
+        "cache_ram_mib": options.prompt_cache_mib,
+        "cache_idle_slots": options.prompt_cache_mib > 0,
+        "n_threads_http": slots + 2,
+        # A conversation that ends with the assistant's words gets a new answer, as OpenAI's does.
+        "prefill_assistant": False,
+        "ui": False,
+    }
+    if embeds:
+        params["embedding"] = True
+        if options.pooling or not header.pools:
+            params["pooling_type"] = options.pooling or "mean"
+    optional = {
+        "chat_template": options.chat_template,
+        "sampling.temp": options.temperature,
+        "sampling.top_p": options.top_p,
+        "sampling.min_p": options.min_p,
+        "sampling.top_k": options.top_k,
+        "sampling.seed": options.seed,
+    }
+    params.update({name: value for name, value in optional.items() if value is not None})
+    return Plan(slots, context, batch, params)
+
+
+def _check(deployment: Deployment, options: LlamaCppOptions, header: Header) -> None:
+    capabilities = deployment.capabilities
+    who = f"Deployment {deployment.name!r}"
+    if "vision" in capabilities:
+        raise ConfigError(f"{who}: the llamacpp engine doesn't read images; remove `vision` from `capabilities`.")
+    if not header.generates and (wrong := [c for c in capabilities if c != "embeddings"]):
+        raise ConfigError(
+            f"{who}: {deployment.model} only makes embeddings; take {', '.join(wrong)} out of `capabilities`."
+        )
+    if "chat" in capabilities and not (header.chat_template or options.chat_template):
+        raise ConfigError(
+            f"{who}: {deployment.model} has no chat template; set `options.chat_template` (such as chatml), "
+            "or leave `chat` out of `capabilities`."
+        )
+
+
+def _context(deployment: Deployment, header: Header) -> int:
+    trained = header.context_length
+    if trained is None or deployment.context_window <= trained:
+        return deployment.context_window
+    log.warning(
+        "deployment %s: context_window %d is more than the %d tokens that the model was trained with; longer "
+        "requests are refused. Set context_window: %d",
+        deployment.name,
+        deployment.context_window,
+        trained,
+        trained,
+    )
+    return trained
+
+
+def _check_memory(deployment: Deployment, options: LlamaCppOptions, header: Header, tokens: int, memory: int) -> None:
+    """Refuses what can't fit, before the kernel ends a process of its choice. Weights in a mapped file don't count."""
+    each = _cache_bytes_per_token(options, header)
+    if each is None or header.forgets:
+        return
+    weights = 0 if options.mmap and not options.mlock else header.file_size
+    if weights + tokens * each > memory:
+        raise ConfigError(
+            f"Deployment {deployment.name!r}: {deployment.model} with a context of {tokens} tokens in all slots needs "
+            f"{_gib(weights + tokens * each)} GiB, {_gib(memory)} GiB are free; set fewer `slots`, a smaller "
+            "`context_window` or a smaller `options.cache_type_k` and `cache_type_v`."
+        )
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f}"
+
+
+def _cache_bytes_per_token(options: LlamaCppOptions, header: Header) -> float | None:
+    values = header.kv_values_per_token()
+    if values is None:
+        return None
+    return values * (_CACHE_BITS[options.cache_type_k] + _CACHE_BITS[options.cache_type_v]) / 2 / 8
+
+
+def _default_slots(options: LlamaCppOptions, header: Header, context: int, cores: int, memory: int) -> int:
+    wanted = max(_FEWEST_SLOTS, min(_MOST_SLOTS, _SLOTS_PER_CORE * cores))
+    each = _cache_bytes_per_token(options, header)
+    if not each:
+        return wanted
+    return max(1, min(wanted, int(_CONTEXT_SHARE * (memory - header.file_size) / (each * context))))
+
+
+def _embedding_batch(header: Header, context: int) -> int:
+    """The whole context window, where the buffers for it are small."""
+    outputs = header.vocabulary or 0 if header.generates else 0
+    per_token = 4 * (outputs + 8 * (header.embedding_length or 0))
+    affordable = _BATCH_BYTES // per_token if per_token else _BATCH_TOKENS
+    return min(context, max(_BATCH_TOKENS, affordable))

@@ -1,0 +1,249 @@
+"""vLLM over HTTP: a server of our own, started and watched, or one that runs already (``base_url``).
+
+vLLM accepts every request and lets it wait inside, where it can't go elsewhere any more. So its load is
+looked at once a second, and ``slots`` follows (``vllm_load``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from fabric.contracts.catalog import Deployment
+from fabric.contracts.errors import ConfigError, EngineUnavailable, FabricError
+from workers.engines.api_failures import OWN_ENGINE
+from workers.engines.api_options import api_key, options_of
+from workers.engines.engine import Answer, Emit, Engine, Request
+from workers.engines.http import Api
+from workers.engines.openai import OpenAICalls
+from workers.engines.vllm_load import parse_load, slots_for
+from workers.engines.vllm_options import VllmOptions, check, serve_command
+from workers.engines.vllm_process import VllmProcess
+
+log = logging.getLogger(__name__)
+
+#: Requests side by side where the deployment doesn't say: vLLM's batches are smaller, the rest is its queue.
+SLOTS = 512
+_LOOK_S = 1.0
+#: How long a look may take. A busy server answers late, a dead one never.
+_LOOK_TIMEOUT_S = 5.0
+#: Looks in a row that fail before a server counts as gone, and before one of our own is started again.
+_GONE_LOOKS = 3
+_HUNG_S = 60.0
+#: Waits before starting again: doubled with every death, up to the cap. A GPU needs a while to be free.
+_BACKOFF_S = 1.0
+_BACKOFF_CAP_S = 60.0
+#: A server that was up for this long had started well: its death is the first again.
+_STABLE_S = 120.0
+#: What a shell says to a command that isn't there or can't be run.
+_NO_COMMAND = (126, 127)
+_WRONG_ARGUMENTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A server that answers."""
+
+    api: Api
+    calls: OpenAICalls
+
+
+class VllmEngine(Engine):
+    """One vLLM server."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment)
+        self._options = options_of(deployment, VllmOptions)
+        check(deployment, self._options)
+        self._configured = deployment.slots or SLOTS
+        self._slots = self._configured
+        self._link: _Link | None = None
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def slots(self) -> int:
+        """What the server can take at the moment; none while it isn't there."""
+        return self._slots if self._link is not None else 0
+
+    async def start(self) -> None:
+        self._keeper = asyncio.create_task(self._attach() if self.deployment.base_url else self._keep_running())
+        up = asyncio.create_task(self._up.wait())
+        try:
+            await asyncio.wait((up, self._keeper), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+        if not self._up.is_set():
+            await self._keeper  # raises
+
+    async def run(self, request: Request, emit: Emit) -> Answer:
+        link = self._link
+        if link is None:
+            raise EngineUnavailable(f"{self._who} isn't up: it is being started, or waited for.")
+        return await link.calls.run(request, emit)
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    @property
+    def _who(self) -> str:
+        return f"The engine of deployment {self.deployment.name!r}"
+
+    async def _attach(self) -> None:
+        """Follows a server that someone else runs, as it comes and goes. Until cancelled."""
+        base = str(self.deployment.base_url).rstrip("/").removesuffix("/v1")
+        key = api_key(self.deployment)
+        while True:
+            api = self._api(base, key.get_secret_value() if key else None)
+            try:
+                if await self._healthy(api, None):
+                    await self._check_model(api)
+                    self._connect(api)
+                    await self._watch(api, None)
+                elif not self._up.is_set():
+                    raise self._late()
+            except FabricError as error:
+                if not self._up.is_set():
+                    raise
+                log.error("%s can't be used: %s", self._who, error)
+                await asyncio.sleep(_BACKOFF_CAP_S)
+            finally:
+                await self._disconnect(api)
+
+    async def _keep_running(self) -> None:
+        """Starts the server, and again whenever it ends or hangs. Until cancelled."""
+        deaths = 0
+        while True:
+            started = time.monotonic()
+            server = VllmProcess(
+                lambda port: serve_command(self.deployment, self._options, port),
+                self._options.env,
+                self._options.stop_timeout_s,
+            )
+            api = self._api(server.url, server.key)
+            try:
+                if await self._healthy(api, server):
+                    log.info("%s is up after %.0f s", self._who, time.monotonic() - started)
+                    self._connect(api)
+                    await self._watch(api, server)
+                elif not self._up.is_set():
+                    raise self._failed_to_start(server.status) if server.exited.is_set() else self._late()
+            finally:
+                await self._disconnect(api)
+                await server.stop()
+            deaths = 1 if time.monotonic() - started >= _STABLE_S else deaths + 1
+            delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2.0 ** (deaths - 1))
+            log.warning("%s ended with status %s; starts again in %g s", self._who, server.status, delay_s)
+            await asyncio.sleep(delay_s)
+
+    async def _healthy(self, api: Api, server: VllmProcess | None) -> bool:
+        """Waits for the server's first answer. Not, when it ends before, or takes too long."""
+        give_up = time.monotonic() + self._options.start_timeout_s
+        while time.monotonic() < give_up:
+            try:
+                status, _ = await api.get("/health", _LOOK_TIMEOUT_S)
+                if status == 200:
+                    return True
+            except FabricError:
+                pass
+            if await _ends(server, _LOOK_S):
+                return False
+        return False
+
+    async def _check_model(self, api: Api) -> None:
+        """
+        Raises:
+            ConfigError: the server has another model, or a smaller context window, than the deployment says.
+        """
+        status, body = await api.get("/v1/models", _LOOK_TIMEOUT_S)
+        name = f"Deployment {self.deployment.name!r}"
+        if status in (401, 403):
+            raise ConfigError(f"{name}: the server at {api.place} refuses its key: check `api_key_env`.")
+        served = _models(body)
+        if self.deployment.model not in served:
+            others = ", ".join(sorted(served)) or "no model"
+            raise ConfigError(f"{name}: the server at {api.place} serves {others}, not {self.deployment.model}.")
+        window = served[self.deployment.model]
+        if window is not None and window < self.deployment.context_window:
+            raise ConfigError(
+                f"{name}: its `context_window` is {self.deployment.context_window}, but the server at {api.place} "
+                f"has {window}: set `context_window: {window}`."
+            )
+
+    async def _watch(self, api: Api, server: VllmProcess | None) -> None:
+        """Looks at the load until the server is gone."""
+        failed = 0
+        answered = time.monotonic()
+        while not await _ends(server, _LOOK_S):
+            try:
+                status, metrics = await api.get("/metrics", _LOOK_TIMEOUT_S)
+            except FabricError:
+                failed += 1
+                if server is None and failed >= _GONE_LOOKS:
+                    log.warning("%s is gone from %s", self._who, api.place)
+                    return
+                if time.monotonic() - answered > _HUNG_S:
+                    log.error("%s hasn't answered for %.0f s and is stopped", self._who, time.monotonic() - answered)
+                    return
+                continue
+            failed = 0
+            answered = time.monotonic()
+            load = parse_load(metrics) if status == 200 else None
+            self._slots = slots_for(load, self._configured) if load else self._configured
+
+    def _api(self, base_url: str, key: str | None) -> Api:
+        api = Api(self.deployment, base_url, self._options, OWN_ENGINE)
+        api.authorize({"authorization": f"Bearer {key}"} if key else {})
+        return api
+
+    def _connect(self, api: Api) -> None:
+        self._slots = self._configured
+        self._link = _Link(api, OpenAICalls(self.deployment.model, api, self._options, prefix="/v1"))
+        self._up.set()
+
+    async def _disconnect(self, api: Api) -> None:
+        self._link = None
+        await api.close()
+
+    def _late(self) -> EngineUnavailable:
+        return EngineUnavailable(f"{self._who} wasn't up in {self._options.start_timeout_s:g} s (start_timeout_s).")
+
+    def _failed_to_start(self, status: int | None) -> FabricError:
+        name = f"Deployment {self.deployment.name!r}"
+        command = self._options.command[0]
+        if status in _NO_COMMAND:
+            return ConfigError(f"{name}: there is no command {command!r} here: install vLLM, or set `options.command`.")
+        if status == _WRONG_ARGUMENTS:
+            return ConfigError(f"{name}: {command} refuses its arguments; what it says is above: check `options.args`.")
+        return EngineUnavailable(
+            f"{self._who} ended with status {status} before it was up; why is in its output above."
+        )
+
+
+async def _ends(server: VllmProcess | None, within_s: float) -> bool:
+    """Waits so long; whether the server ended meanwhile."""
+    if server is None:
+        await asyncio.sleep(within_s)
+        return False
+    try:
+        async with asyncio.timeout(within_s):
+            await server.exited.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _models(body: bytes) -> dict[str, int | None]:
+    """The served names and their context windows, where the server tells them."""
+    try:
+        listed: Any = orjson.loads(body)["data"]
+        return {str(model["id"]): model.get("max_model_len") for model in listed}
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,64 @@
+"""Celery's Redis transport, with two holes closed through which a worker falls.
+
+- A queue on Redis is a list that anyone who reaches the server can push to. What isn't an envelope of
+  Celery's ends the worker, or its connection, before the message inside can be looked at.
+- When the server dies, kombu tears the connection down and then wants to give messages back over it.
+  The error that this ends in isn't one that Celery takes for a lost connection: the worker ends, too.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from kombu.transport.redis import Channel, Transport
+from kombu.utils.json import loads
+
+OnBad = Callable[[str, bytes], None]
+
+
+def guarded(on_bad: OnBad) -> type[Transport]:
+    """The transport. ``on_bad`` gets a reason and the bytes of what isn't an envelope."""
+
+    class Client(redis.Redis):
+        def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+            answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+            if command_name == "BRPOP" and answer and not is_envelope(answer[1]):
+                on_bad("not an envelope of Celery's", answer[1])
+                return None  # as when the wait was over without a message
+            return answer
+
+    class GuardedChannel(Channel):
+        def _get_client(self) -> type[redis.Redis]:
+            return Client
+
+        def _connparams(self, *args: Any, **options: Any) -> Any:
+            if self.connection.client is None:
+                raise redis.ConnectionError("The connection to the broker is closed.")
+            return super()._connparams(*args, **options)  # type: ignore[misc]  # not in the stubs
+
+    class GuardedTransport(Transport):
+        Channel = GuardedChannel
+
+    return GuardedTransport
+
+
+def is_envelope(item: bytes) -> bool:
+    """Whether Celery's transport can make a message of it."""
+    try:
+        envelope = loads(item.decode())
+        properties = envelope["properties"]
+        delivery = properties["delivery_info"]
+        if properties.get("body_encoding") == "base64":
+            base64.b64decode(envelope["body"])
+        return (
+            isinstance(envelope["body"], str)
+            and isinstance(envelope["headers"], dict)
+            and isinstance(properties["delivery_tag"], str)
+            and isinstance(delivery["exchange"], str)
+            and isinstance(delivery["routing_key"], str)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
