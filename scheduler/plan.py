@@ -9,7 +9,7 @@ import hashlib
 
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision, Elimination, Scored
-from fabric.contracts.errors import ErrorInfo, InvalidRequest, ModelNotFound, NoEligibleDeployment
+from fabric.contracts.errors import ContextOverflow, ErrorInfo, InvalidRequest, ModelNotFound, NoEligibleDeployment
 from fabric.contracts.job import JobSpec
 from scheduler.constraints import check, worst_cost
 from scheduler.objectives import DEFAULT_POLICY, POLICIES
@@ -46,5 +46,8 @@ def refusal(spec: JobSpec, decision: Decision, catalog: Catalog) -> ErrorInfo:
     if spec.policy is not None and spec.policy not in POLICIES:
         known = ", ".join(sorted(POLICIES))
         return InvalidRequest(f"There is no policy {spec.policy!r}; there are {known}.", param="fabric.policy").info
+    if all(out.reason == "context" for out in decision.eliminated):
+        details = "; ".join(f"{out.deployment}: {out.detail}" for out in decision.eliminated)
+        return ContextOverflow(f"The request is too long for every deployment of {spec.model!r} ({details}).").info
     reasons = "; ".join(f"{out.deployment}: {out.reason} ({out.detail})" for out in decision.eliminated)
     return NoEligibleDeployment(f"No deployment of {spec.model!r} may run this job: {reasons}.").info

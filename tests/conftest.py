@@ -17,9 +17,14 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from fabric.ledger import upgrade
 from fabric.store import Store, embedded
+
+# A loaded machine makes any single example slow: that says nothing about the code.
+settings.register_profile("fabric", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fabric")
 
 
 @dataclass

@@ -65,7 +65,7 @@ def measure(seconds: float, max_tokens: int) -> Report:
             for address in (bare, fabric.address)
         )
         for plan in (direct, through):
-            load.run(replace(plan, seconds=1.0))
+            load.run(replace(plan, warmup_s=0.0, seconds=0.0, requests=2 * IN_FLIGHT))
         before = fabric.cpu_s()
         samples = [(load.run(direct), load.run(through)) for _ in range(rounds)]
         used = fabric.cpu_s() - before

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 import pytest
@@ -29,11 +29,13 @@ from fabric.ledger import Ledger, batches, files
 from fabric.ledger.batches import Batch, NewBatch
 from fabric.ledger.files import File
 from fabric.recorder import Recorder
-from fabric.store import Store, transitions
+from fabric.store import Command, Store, transitions
 from fabric.store.transitions import Claimed, Dispatch, Outcome
 
 if TYPE_CHECKING:
     from tests.conftest import Valkey
+
+T = TypeVar("T")
 
 CHAT = "/v1/chat/completions"
 DAY_MS = 86_400_000
@@ -269,19 +271,20 @@ class Worker:
         dispatches = [Dispatch(job.spec.id, f"{job.spec.model}-cpu", "cpu", b"{}") for job in taken]
         attempts = store(transitions.dispatch(dispatches, claim_within_ms=500))
         sent = [(job.spec.id, attempt) for job, attempt in zip(taken, attempts, strict=True) if attempt > 0]
-        claimed = store(transitions.claim("w1", sent))
+        # Without an answer nobody knows whether these jobs are ours: asked again, the store says it again.
+        claimed = self._insist(store, transitions.claim("w1", sent))
         outcomes = [self.answer(job) for job in claimed]
-        for outcome, counted in zip(outcomes, self._insist(store, outcomes), strict=True):
+        for outcome, counted in zip(outcomes, self._insist(store, transitions.commit(outcomes)), strict=True):
             self.runs[outcome.job_id] += counted
         return len(claimed)
 
-    def _insist(self, store: Store, outcomes: list[Outcome]) -> list[int]:
+    def _insist(self, store: Store, command: Command[list[T]]) -> list[T]:
         while True:
             try:
-                return store(transitions.commit(outcomes))
+                return store(command)
             except Unavailable:
                 if self._stop.wait(0.05):
-                    return [0] * len(outcomes)
+                    raise
 
 
 def _now_ms() -> int:

@@ -29,11 +29,15 @@ def start(tmp_path: Path, folder: Path) -> Iterator[Start]:
 
     def start(gpus: int | None, per_worker: int = 1, command: list[str] = WORKER) -> subprocess.Popen[str]:
         machine = tmp_path / f"machine-{gpus}"
-        machine.mkdir(exist_ok=True)
-        listed = "\n".join(f"GPU {number}: A GPU (UUID: GPU-{number})\n  MIG 1g: ..." for number in range(gpus or 0))
         tool = machine / "nvidia-smi"
-        tool.write_text("#!/bin/sh\nexit 9\n" if gpus is None else f"#!/bin/sh\ncat <<'END'\n{listed}\nEND\n")
-        tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+        # Once: another worker may be reading it.
+        if not tool.exists():
+            machine.mkdir()
+            listed = "\n".join(
+                f"GPU {number}: A GPU (UUID: GPU-{number})\n  MIG 1g: ..." for number in range(gpus or 0)
+            )
+            tool.write_text("#!/bin/sh\nexit 9\n" if gpus is None else f"#!/bin/sh\ncat <<'END'\n{listed}\nEND\n")
+            tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
         environ = {
             "PATH": f"{machine}{os.pathsep}{os.environ['PATH']}",
             "GPU_LOCKS": str(locks),

@@ -50,7 +50,8 @@ class Fabric:
         if config is not None:
             (self.folder / "fabric.yaml").write_text(config)
         command = [sys.executable, "-m", "fabric.cli", "up", "--port", "0", "--data-dir", str(self.data)]
-        with (self.folder / "up.log").open("ab") as log:
+        (self.data / "run.json").unlink(missing_ok=True)  # of an earlier run that was killed
+        with (self.folder / "up.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environ(**self.variables), stdout=log, stderr=log, start_new_session=True
             )

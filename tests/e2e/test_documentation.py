@@ -39,7 +39,7 @@ def snippets() -> Iterator[Snippet]:
             yield Snippet(path.name, text.count("\n", 0, found.start()) + 1, found[2], code)
 
 
-@pytest.mark.parametrize("snippet", snippets(), ids=lambda s: f"{s.page}:{s.line}")
+@pytest.mark.parametrize("snippet", list(snippets()), ids=lambda s: f"{s.page}:{s.line}")
 def test_a_snippet_runs(snippet: Snippet, real: Fabric) -> None:
     shutil.copy(ROOT / "examples" / "batch.jsonl", real.folder / "batch.jsonl")
     code = snippet.code.replace("http://127.0.0.1:8080", real.url)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from fabric.contracts.catalog import Deployment
-from fabric.contracts.errors import ConfigError
 from workers.engines.engine import Engine
 
 
 def build(deployment: Deployment) -> Engine:
     """
     Raises:
-        ConfigError: this build of the fabric has no such engine.
+        ConfigError: the deployment's options are wrong.
     """
     if deployment.engine == "mock":
         from workers.engines.mock import MockEngine
@@ -28,6 +27,6 @@ def build(deployment: Deployment) -> Engine:
         from workers.engines.vllm import VllmEngine
 
         return VllmEngine(deployment)
-    raise ConfigError(
-        f"Deployment {deployment.name!r}: this version has no engine {deployment.engine!r}; use llamacpp or mock."
-    )
+    from workers.engines.anthropic import AnthropicEngine
+
+    return AnthropicEngine(deployment)

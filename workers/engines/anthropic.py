@@ -58,7 +58,9 @@ class AnthropicEngine(Engine):
 
     async def run(self, request: Request, emit: Emit) -> Answer:
         if request.endpoint != "/v1/chat/completions":
-            raise EngineUnsupported(f"Anthropic's API has no {request.endpoint.removeprefix('/v1/')}.", param="endpoint")
+            raise EngineUnsupported(
+                f"Anthropic's API has no {request.endpoint.removeprefix('/v1/')}.", param="endpoint"
+            )
         content = orjson.dumps(
             message_body(
                 request.body,

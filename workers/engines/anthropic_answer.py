@@ -79,7 +79,6 @@ class MessageFold:
         self.begun = False
         self.ended = False
         self._counters: dict[str, Any] = {}
-        self._held: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         self._calls = 0
         #: Of the block that is open: whether it is a call, and whether its arguments have come.
         self._calling = False
@@ -96,8 +95,8 @@ class MessageFold:
     def take(self, payload: bytes) -> list[bytes]:
         event = json_object(payload)
         match event:
-            case {"type": "content_block_delta", "delta": {"type": str(kind), **delta}}:
-                return self._delta(kind, delta)
+            case {"type": "content_block_delta", "delta": dict(part)}:
+                return self._delta(part)
             case {"type": "message_start", "message": dict(message)}:
                 self._count(message.get("usage"))
             case {"type": "content_block_start", "content_block": dict(block)}:
@@ -112,7 +111,9 @@ class MessageFold:
                 self.ended = True
             case {"type": "error"}:
                 raise ErrorEvent(event)
-            case {"type": "ping" | str()}:  # the API's versioning policy: new events may come
+            case {"type": "message_start" | "content_block_start" | "content_block_delta" | "message_delta"}:
+                raise NotTheProtocol("an event that lacks its content")
+            case {"type": str()}:  # a ping, or what is new: by the API's versioning, events may be added
                 pass
             case _:
                 raise NotTheProtocol("an event without a type")
@@ -126,17 +127,21 @@ class MessageFold:
         function = {"name": block.get("name"), "arguments": ""}
         self._calls += 1
         return self._emit(
-            {"tool_calls": [{"index": self._calls - 1, "id": block.get("id"), "type": "function", "function": function}]}
+            {
+                "tool_calls": [
+                    {"index": self._calls - 1, "id": block.get("id"), "type": "function", "function": function}
+                ]
+            }
         )
 
-    def _delta(self, kind: str, delta: dict[str, Any]) -> list[bytes]:
-        match kind, delta:
-            case "text_delta", {"text": str(text)} if text:
+    def _delta(self, part: dict[str, Any]) -> list[bytes]:
+        match part:
+            case {"type": "text_delta", "text": str(text)} if text:
                 return self._emit({"content": text})
-            case "thinking_delta", {"thinking": str(thought)} if thought:
+            case {"type": "thinking_delta", "thinking": str(thought)} if thought:
                 return self._emit({"reasoning_content": thought})
-            case "input_json_delta", {"partial_json": str(part)} if part and self._calling:
-                return self._arguments(part)
+            case {"type": "input_json_delta", "partial_json": str(json)} if json and self._calling:
+                return self._arguments(json)
         return []  # signatures and citations: OpenAI's chunks have no place for them
 
     def _stop(self) -> list[bytes]:
@@ -145,19 +150,16 @@ class MessageFold:
         self._calling = False
         return chunks
 
-    def _arguments(self, part: str) -> list[bytes]:
+    def _arguments(self, json: str) -> list[bytes]:
         self._argued = True
-        return self._emit({"tool_calls": [{"index": self._calls - 1, "function": {"arguments": part}}]})
+        return self._emit({"tool_calls": [{"index": self._calls - 1, "function": {"arguments": json}}]})
 
     def _emit(self, delta: dict[str, Any], finish: str | None = None) -> list[bytes]:
         """The first chunk brings the role along."""
-        self.begun = True
-        deltas = [*self._held, delta]
-        self._held = []
-        return [
-            orjson.dumps({**_CHUNK, "choices": [{"index": 0, "delta": each, "finish_reason": finish}]})
-            for each in deltas
-        ]
+        if not self.begun:
+            delta = {"role": "assistant", "content": None if "tool_calls" in delta else "", **delta}
+            self.begun = True
+        return [orjson.dumps({**_CHUNK, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})]
 
     def _count(self, counters: Any) -> None:
         """Counters are cumulative; those that a later event leaves out stay."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fabric.contracts.catalog import Deployment
@@ -16,6 +16,8 @@ from fabric.contracts.errors import FabricError, RateLimited
 from workers.engines.openai import OpenAIEngine
 from workers.engines.provider_limits import LocalBoard, RateGate, Spent, Window, retry_after_s, windows
 
+#: Examples may take long on a busy machine.
+PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}
 NOW = 1_800_000_000.0
@@ -91,6 +93,7 @@ def test_windows(headers: dict[str, str], expected: list[Window]) -> None:
     ]
 
 
+@PATIENT
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
 def test_headers_full_of_nonsense_are_left_out(remaining: str, reset: str, after: str) -> None:
     names = ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")

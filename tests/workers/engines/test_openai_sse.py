@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.engines.sse import EventParser, TooLong
 
+#: Examples may take long on a busy machine.
+PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 LINES = st.lists(
     st.binary(max_size=20).map(lambda b: b.replace(b"\r", b"").replace(b"\n", b"")), min_size=1, max_size=3
 )
@@ -24,6 +26,7 @@ def parse(data: bytes, cuts: list[int]) -> list[bytes]:
     return events + parser.end()
 
 
+@PATIENT
 @given(
     st.lists(LINES, max_size=5), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 200), max_size=20)
 )

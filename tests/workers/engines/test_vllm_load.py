@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.engines.vllm_load import KV_FULL, Load, parse_load, slots_for
@@ -21,6 +21,8 @@ vllm:kv_cache_usage_perc{engine="0",model_name="org/name"} 0.25
 vllm:kv_cache_usage_perc{engine="1",model_name="org/name"} 0.5
 """
 
+#: Examples may take long on a busy machine.
+PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 loads = st.builds(Load, st.integers(0, 2000), st.integers(0, 2000), st.floats(0, 1))
 sizes = st.integers(1, 1024)
 
@@ -39,33 +41,39 @@ def test_what_is_not_vllms_metrics_says_nothing(metrics: bytes) -> None:
     assert parse_load(metrics) is None
 
 
+@PATIENT
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_parser(noise: bytes) -> None:
     parse_load(METRICS[:100] + noise + METRICS[100:])
 
 
+@PATIENT
 @given(loads, sizes)
 def test_there_is_always_a_slot_and_never_more_than_configured(load: Load, configured: int) -> None:
     assert 1 <= slots_for(load, configured) <= configured
 
 
+@PATIENT
 @given(st.integers(0, 2000), st.floats(0, 0.8), sizes)
 def test_a_server_in_which_nothing_waits_gets_all(running: int, kv_usage: float, configured: int) -> None:
     assert slots_for(Load(running, 0, kv_usage), configured) == configured
 
 
+@PATIENT
 @given(loads, st.integers(0, 2000), st.floats(0, 1), sizes)
 def test_more_trouble_never_means_more_slots(load: Load, waiting: int, kv_usage: float, configured: int) -> None:
     worse = Load(load.running, max(load.waiting, waiting), max(load.kv_usage, kv_usage))
     assert slots_for(worse, configured) <= slots_for(load, configured)
 
 
+@PATIENT
 @given(st.integers(1, 2000), st.integers(1, 2000), st.floats(0, 0.94), sizes)
 def test_a_short_queue_stays_where_requests_wait(running: int, waiting: int, kv_usage: float, configured: int) -> None:
     slots = slots_for(Load(running, waiting, kv_usage), configured)
     assert slots == configured or running < slots <= running * 9 / 8 + 1
 
 
+@PATIENT
 @given(st.integers(1, 2000), st.integers(0, 2000), st.floats(KV_FULL, 1), sizes)
 def test_a_full_cache_gets_nothing_more(running: int, waiting: int, kv_usage: float, configured: int) -> None:
     assert slots_for(Load(running, waiting, kv_usage), configured) <= running

@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ContextOverflow, EngineRejected
+from workers.engines.anthropic import AnthropicEngine
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm_load import Load, parse_load
 
@@ -113,6 +114,31 @@ async def test_what_the_server_was_not_started_for_is_refused(engine: VllmEngine
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     with pytest.raises(EngineRejected):
         await run(engine)({**BODY, "tools": [tool], "tool_choice": "auto"})
+
+
+async def test_the_anthropic_engine_speaks_its_protocol(
+    engine: VllmEngine, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM serves Anthropic's Messages API, too: a real server for the other engine."""
+    assert engine._link
+    api = engine._link.api
+    monkeypatch.setenv("TINY_KEY", dict(api._headers)[b"authorization"].decode().removeprefix("Bearer "))
+    values = {"engine": "anthropic", "tier": "gpu", "name": "ant", "model": engine.deployment.model}
+    claude = AnthropicEngine(
+        Deployment(**values, base_url=f"{api.place}/v1", api_key_env="TINY_KEY", options={"auth": "bearer"})
+    )
+    await claude.start()
+    body = {**BODY, "stop": ["zzz"]}
+    whole = await run(claude)(body)
+    streamed = run(claude)
+    ended = await streamed(body, stream=True)
+    await claude.close()
+
+    same = await run(engine)(body)
+    assert whole.body["choices"][0]["message"]["content"] == same.body["choices"][0]["message"]["content"]
+    assert text_of(streamed.chunks) == same.body["choices"][0]["message"]["content"]
+    assert whole.body["choices"][0]["finish_reason"] == same.body["choices"][0]["finish_reason"] == "length"
+    assert whole.usage == same.usage == ended.usage
 
 
 async def test_cancelling_stops_the_generation(engine: VllmEngine, run: Any) -> None:

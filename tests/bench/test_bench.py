@@ -1,0 +1,73 @@
+"""Every benchmark, for a moment: it starts what it needs, measures both sides, and says so in one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.processes import ROOT, environ
+
+RUN_S = 170
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--json"]
+    # Not `run`: what runs out of time is asked to stop what it has started, not killed.
+    with subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said, complaints = process.communicate(timeout=RUN_S)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            raise
+    assert process.returncode == 0, complaints
+    report: dict[str, Any] = json.loads(said.splitlines()[-1])
+    assert {"name", "value", "unit", "direct", "ratio"} <= report.keys()
+    assert report["value"] > 0
+    return report
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "unit"),
+    [
+        ("latency", ["--requests", "20"], "ms"),
+        ("saturation", ["--seconds", "1", "--connections", "8"], "requests/s"),
+        ("batch", ["--lines", "300", "--rounds", "1", "--celery-jobs", "50"], "lines/s"),
+        ("inflight", ["--seconds", "0.5", "--rounds", "1"], "jobs/s"),
+        ("efficiency", ["--seconds", "3", "--max-tokens", "8"], "tokens/s"),
+    ],
+)
+@pytest.mark.timeout(RUN_S + 60)
+def test_against_the_direct_way(name: str, arguments: list[str], unit: str) -> None:
+    report = bench(name, *arguments)
+    assert (report["name"], report["unit"]) == (name, unit)
+    assert report["direct"] > 0
+    assert report["ratio"] == pytest.approx(report["value"] / report["direct"], rel=1e-3)
+    # Every process of the fabric was seen at work.
+    assert {"api", "scheduler", "recorder", "valkey", "worker-cpu"} == report["cpu_ms_per_job"].keys()
+
+
+def test_decision() -> None:
+    """There is no way to decide without the fabric."""
+    report = bench("decision", "--seconds", "0.2")
+    assert report["direct"] is report["ratio"] is None
+    assert report["candidates"] == 20
+
+
+def test_the_script() -> None:
+    """``scripts/bench`` as a user calls it: from anywhere, with a table first and the JSON last."""
+    command = [str(ROOT / "scripts" / "bench"), "decision", "--seconds", "0.1", "--json"]
+    said = subprocess.run(command, cwd=Path("/"), capture_output=True, text=True, timeout=RUN_S, check=True).stdout
+    assert "budget <= 100" in said
+    assert json.loads(said.splitlines()[-1])["name"] == "decision"
+
+
+def test_an_unknown_benchmark_is_refused() -> None:
+    command = [sys.executable, "-m", "benchmarks", "throughput"]
+    refused = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=RUN_S)
+    assert refused.returncode == 2
+    assert "throughput" in refused.stderr
