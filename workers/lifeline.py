@@ -45,7 +45,9 @@ async def beat(
             away = True
         now.clear()
         try:
-            await asyncio.wait_for(now.wait(), _AWAY_S if away else BEAT_S)
+            # Not ``wait_for``: in Python 3.11 it forgets that it was cancelled when ``now`` comes in the same turn.
+            async with asyncio.timeout(_AWAY_S if away else BEAT_S):
+                await now.wait()
         except TimeoutError:
             pass
 

@@ -101,7 +101,8 @@ class Runner:
     async def drained(self, grace_s: float) -> None:
         """Waits for the jobs in flight, then stops those that are left without an outcome."""
         try:
-            await asyncio.wait_for(self._idle.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
         except TimeoutError:
             for job_id in self.held:
                 self.stop(job_id, "lost")

@@ -147,7 +147,6 @@ def _run_together(stop: threading.Event, *works: Callable[[threading.Event], Non
 def migrate(config: Path | None) -> None:
     """Bring the ledger's tables up to date."""
     settings = begin(config)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # also says what it imports
     from fabric.ledger import upgrade
 
     upgrade(settings.database_url)

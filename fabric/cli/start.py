@@ -39,4 +39,5 @@ def begin(config: Path | None, **options: object) -> Settings:
     """
     settings = load(config, environ(**options))
     logging.basicConfig(level=settings.log_level, format=FORMAT, datefmt=DATE_FORMAT, stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it would say what it imports
     return settings

@@ -138,7 +138,7 @@ class Assembly:
             if not delta and not finish:
                 return None
             if not choice.begun:
-                delta = {"role": "assistant", "content": "", **delta}
+                delta = {"role": "assistant", "content": None if "tool_calls" in delta else "", **delta}
             part: Json = {"index": index, "delta": delta}
         else:
             if not source["text"] and not finish:

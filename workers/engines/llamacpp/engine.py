@@ -12,14 +12,23 @@ import orjson
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineError, FabricError, StreamBroken
-from fabric.contracts.job import Usage
+from fabric.contracts.job import Endpoint, Usage
 from workers.engines.engine import Answer, Emit, Engine, Request
 from workers.engines.gguf import Header, read_model
 from workers.engines.llamacpp.answer import Assembly, Wanted
 from workers.engines.llamacpp.failures import failure
 from workers.engines.llamacpp.machine import available_memory, physical_cores
 from workers.engines.llamacpp.options import Plan, model_path, parse_options, plan
-from workers.engines.llamacpp.request import EMBEDDINGS, TEXT_PARAM, Abilities, Ask, generations, inputs
+from workers.engines.llamacpp.request import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    TEXT_PARAM,
+    Abilities,
+    Ask,
+    generations,
+    inputs,
+)
 from workers.engines.llamacpp.seats import Seats
 from workers.engines.llamacpp.server import Server
 from workers.engines.sse import EventParser
@@ -28,11 +37,14 @@ log = logging.getLogger(__name__)
 
 #: Bytes of one event: twenty log probabilities a token are a few thousand.
 _EVENT_LIMIT = 16 * 1024 * 1024
-#: llama.cpp notices that the caller of a whole answer has hung up in a second in which no other request
-#: gets a token, which on a busy server never comes; of a stream, at the next token. But on a fast model
-#: streams take up to a quarter of the speed. So a whole answer is asked for only where it is expected
-#: to be there in this time: then it is over before anybody minds.
-_SHORT_S = 2.0
+#: Answers that are expected to be there in this time are asked for whole, the others as a stream, even
+#: where the caller wants them whole. llama.cpp notices that the caller of a stream has hung up at its next
+#: token. The caller of a whole answer it misses in a second in which no other request got a token or an
+#: answer; on a busy server that may be never, and the answer is computed to its end. But a stream costs it
+#: 0.1 ms a token and more the more of them there are: nothing for a large model, half the speed of a tiny one.
+_SHORT_S = 10.0
+#: What a model is tried with before it gets jobs.
+_TRIAL = {"prompt": "Once upon a time, there was", "max_tokens": 4, "ignore_eos": True, "cache_prompt": False}
 #: The weight of the newest measurement of the speed.
 _NEWEST = 0.2
 
@@ -153,8 +165,6 @@ class LlamaCppEngine(Engine):
                 clock.first_token()
         if usage := chunk.get("usage"):
             assembly.count(ask.prompt, usage)
-        if timings := chunk.get("timings"):
-            self._pace.learn(timings)
 
     async def _embed(self, request: Request) -> Answer:
         texts = inputs(request.body, self._able)
@@ -191,22 +201,36 @@ class LlamaCppEngine(Engine):
         )
 
     async def _check(self, server: Server) -> None:
-        """What can't be known before the model is loaded."""
-        who = f"Deployment {self.deployment.name!r}: {self.deployment.model}"
-        if "tools" in self.deployment.capabilities and not self._able.tools:
+        """What can't be known before the model is loaded: tried before a job does."""
+        able, who = self._able, f"Deployment {self.deployment.name!r}: {self.deployment.model}"
+        if "tools" in able.capabilities and not able.tools:
             raise ConfigError(
                 f"{who} has a chat template without a place for tools; leave `tools` out of `capabilities`, "
                 "or set `options.chat_template` to one that has."
             )
-        if {"json_schema", "chat"} <= self._able.capabilities:
+        if {"chat", "completions"} & able.capabilities:
+            answer = await self._try(
+                server, COMPLETIONS, _TRIAL, f"{who} doesn't write: llama.cpp fails on a first try."
+            )
+            # One alone; side by side each may take as many times longer as there are slots.
+            self._pace.start(answer["timings"], self._plan.slots)
+        if "embeddings" in able.capabilities:
+            await self._try(server, EMBEDDINGS, {"input": "a"}, f"{who} gives no embeddings: set `options.pooling`.")
+        if {"json_schema", "chat"} <= able.capabilities:
             messages = [{"role": "user", "content": "{}"}]
-            ask = {"messages": messages, "response_format": {"type": "json_object"}, "max_tokens": 1}
-            response = await server.request("/v1/chat/completions", orjson.dumps(ask))
-            if response.status != 200:
-                raise ConfigError(
-                    f"{who} can't be held to a JSON schema by llama.cpp (its tokens don't match its chat template); "
-                    "leave `json_schema` out of `capabilities`."
-                )
+            trial = {"messages": messages, "response_format": {"type": "json_object"}, "max_tokens": 1}
+            problem = (
+                f"{who} can't be held to a JSON schema by llama.cpp: its tokens don't match its chat template; "
+                "leave `json_schema` out of `capabilities`."
+            )
+            await self._try(server, CHAT, trial, problem)
+
+    async def _try(self, server: Server, target: Endpoint, body: dict[str, Any], problem: str) -> dict[str, Any]:
+        response = await server.request(target, orjson.dumps(body))
+        if response.status != 200:
+            raise ConfigError(problem)
+        answer: dict[str, Any] = orjson.loads(response.body)
+        return answer
 
     @property
     def _running(self) -> Server:
@@ -215,23 +239,24 @@ class LlamaCppEngine(Engine):
 
 
 class Pace:
-    """How fast answers come at present, from llama.cpp's own timings. Times in seconds."""
+    """How fast whole answers come at present, from llama.cpp's own timings. Times in seconds."""
 
     def __init__(self) -> None:
-        self._per_token: float | None = None
-        self._per_prompt_token = 0.0
+        self._per_token = self._per_prompt_token = float("inf")
+
+    def start(self, timings: dict[str, Any], slots: int) -> None:
+        """From a first answer, while nothing else runs."""
+        self._per_token = timings["predicted_per_token_ms"] / 1000 * slots
+        self._per_prompt_token = timings["prompt_per_token_ms"] / 1000 * slots
 
     def learn(self, timings: dict[str, Any]) -> None:
         if timings["predicted_n"] > 1:
-            measured = timings["predicted_per_token_ms"] / 1000
-            self._per_token = measured if self._per_token is None else _mixed(self._per_token, measured)
+            self._per_token += _NEWEST * (timings["predicted_per_token_ms"] / 1000 - self._per_token)
         if timings["prompt_n"] > 1:
-            self._per_prompt_token = _mixed(self._per_prompt_token, timings["prompt_per_token_ms"] / 1000)
+            self._per_prompt_token += _NEWEST * (timings["prompt_per_token_ms"] / 1000 - self._per_prompt_token)
 
     def expected_s(self, prompt_bytes: int, tokens: int) -> float:
-        """Until an answer of ``tokens`` is complete; infinite before the first measurement."""
-        if self._per_token is None:
-            return float("inf")
+        """Until an answer of ``tokens`` is complete, if the prompt's tokens are bytes."""
         return prompt_bytes * self._per_prompt_token + tokens * self._per_token
 
 
@@ -245,10 +270,6 @@ class _Clock:
     def first_token(self, ago_s: float = 0.0) -> None:
         came = max(0.0, time.perf_counter() - self._started - ago_s)
         self.first_s = came if self.first_s is None else min(came, self.first_s)
-
-
-def _mixed(old: float, new: float) -> float:
-    return new if not old else (1 - _NEWEST) * old + _NEWEST * new
 
 
 async def _together(parts: list[Coroutine[Any, Any, None]]) -> None:
