@@ -11,7 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def valkey_server() -> Iterator[Valkey]:
         server.start()
         yield server
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def new_valkey() -> Iterator[Callable[[], Valkey]]:
+    """Starts a server of the test's own, for one that kills it or shares it with real processes."""
+    with ExitStack() as stack:
+
+        def start() -> Valkey:
+            server = Valkey(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fabric-", dir="/tmp"))))
+            stack.callback(server.kill)
+            server.start()
+            return server
+
+        yield start
 
 
 @pytest.fixture

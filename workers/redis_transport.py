@@ -51,10 +51,10 @@ def is_envelope(item: bytes) -> bool:
         envelope = loads(item.decode())
         properties = envelope["properties"]
         delivery = properties["delivery_info"]
-        if properties.get("body_encoding") == "base64":
-            base64.b64decode(envelope["body"])
+        base64.b64decode(envelope["body"])
         return (
-            isinstance(envelope["body"], str)
+            properties["body_encoding"] == "base64"
+            and isinstance(envelope["body"], str)
             and isinstance(envelope["headers"], dict)
             and isinstance(properties["delivery_tag"], str)
             and isinstance(delivery["exchange"], str)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +24,8 @@ from workers.slots import Gate
 log = logging.getLogger(__name__)
 
 _TOKEN = b'{"type":"token","chunk":'
+#: What engines may take to stop their jobs when the worker ends.
+_STOP_S = 3.0
 _EXPIRED = "The deadline passed before the job was finished."
 
 #: Why a running job is stopped -> the outcome it gets. ``lost`` gets none: it is someone else's now.
@@ -100,13 +103,16 @@ class Runner:
 
     async def drained(self, grace_s: float) -> None:
         """Waits for the jobs in flight, then stops those that are left without an outcome."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
-        except TimeoutError:
-            for job_id in self.held:
-                self.stop(job_id, "lost")
-            await self._idle.wait()
+        for job_id in self.held:
+            self.stop(job_id, "lost")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await self._idle.wait()
+        if self._flying:
+            log.warning("%d jobs don't stop in their engines; they are left there", len(self._flying))
 
     def _over(self, flight: _Flight, task: asyncio.Task[None]) -> None:
         # Here and not in the task: one that is stopped before its first step never gets to say so.

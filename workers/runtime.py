@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import uvloop
@@ -149,9 +149,7 @@ class Runtime:
         except TimeoutError:
             log.warning("the job store is away: the jobs in hand go elsewhere when the heartbeat has stopped")
         # No beat after the farewell: it would bring the worker back to life.
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
         try:
             async with asyncio.timeout_at(until):
                 handed_back = await self._store(transitions.hand_back(self.id))
@@ -205,6 +203,16 @@ class Runtime:
 def _capacity(slots: int) -> int:
     """Twice the slots: what runs, and as much again so that no slot waits for the broker."""
     return 2 * slots
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until all are done. Once isn't enough: redis-py sends under ``asyncio.wait_for``, which in Python
+    3.11 forgets that it was cancelled when what it waits for is done in the same turn."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
 
 
 def _die_of(task: asyncio.Task[None]) -> None:

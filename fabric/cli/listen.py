@@ -12,16 +12,20 @@ _BACKLOG = 2_048
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
 
-def only_loopback(host: str) -> None:
-    """
+def only_loopback(host: str, *, allow_open: bool = False) -> None:
+    """``allow_open``: the operator has said that strangers are kept out in another way.
+
     Raises:
         ConfigError: other machines could reach ``host``, and the fabric has no keys to tell callers apart.
     """
+    if allow_open:
+        return
     for _, _, _, _, address in _addresses(host, 0):
         if not str(address[0]).startswith("127.") and address[0] != "::1":
             raise ConfigError(
                 f"FABRIC_HOST is {host}: everyone who reaches this machine could use the fabric, as it has "
-                "no API keys. Listen on 127.0.0.1, and put a proxy that checks who comes in front of it."
+                "no API keys. Listen on 127.0.0.1, and put a proxy that checks who comes in front of it; or, where "
+                "a port mapping or a network policy keeps strangers out, set FABRIC_ALLOW_OPEN=1."
             )
 
 

@@ -33,7 +33,7 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
     from fabric.cli import listen
 
     settings = begin(config, host=host, port=port)
-    listen.only_loopback(settings.host)
+    listen.only_loopback(settings.host, allow_open=settings.allow_open)
     import uvicorn
 
     from fabric.gateway import GatewaySettings, create_app

@@ -32,7 +32,7 @@ def up(config: Path | None, data_dir: Path | None, host: str | None, port: int |
 
     variables = environ(config=config.absolute() if config else None, data_dir=data_dir, host=host, port=port)
     settings = load(environ=variables)
-    only_loopback(settings.host)
+    only_loopback(settings.host, allow_open=settings.allow_open)
     with hold(settings.data_dir):
         journal = Journal(settings.data_dir / "fabric.log", sys.stdout, level=settings.log_level)
 

@@ -9,11 +9,13 @@ from collections.abc import Awaitable
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from fabric.contracts.catalog import TIERS
 from fabric.contracts.errors import Unavailable
 from fabric.gateway import describe
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_object import parked_queue
 from fabric.gateway.metrics import CONTENT_TYPE, Snapshot
+from fabric.gateway.queueing import backlog_s
 from fabric.gateway.responses import Json
 from fabric.store import reads, transitions
 
@@ -66,8 +68,13 @@ async def metrics(gateway: Here) -> Response:
 
 
 async def _snapshot(gateway: Gateway) -> Snapshot:
-    room, fenced = await asyncio.gather(gateway.ask(transitions.room()), gateway.ask(reads.fenced_count()))
-    return Snapshot(room, await _parked(gateway), fenced)
+    room, fenced, pace_s = await asyncio.gather(
+        gateway.ask(transitions.room()), gateway.ask(reads.fenced_count()), gateway.ask(reads.pace())
+    )
+    catalog = gateway.catalog
+    tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
+    waits = {tier: backlog_s(tier, catalog, room, pace_s) for tier in tiers}
+    return Snapshot(room, await _parked(gateway), fenced, waits)
 
 
 async def _parked(gateway: Gateway) -> Counter[str]:

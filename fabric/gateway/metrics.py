@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from fabric.contracts.catalog import Tier
 from fabric.contracts.job import PRIORITIES
 from fabric.store.transitions import Room
 
@@ -69,6 +70,7 @@ class Snapshot:
     room: Room
     parked: Tally[str]  #: broker queue -> parked jobs
     fenced: int
+    backlog_s: Mapping[Tier, float]  #: tier -> seconds that it would need for what waits
 
 
 class _Shared(Collector):
@@ -81,6 +83,7 @@ class _Shared(Collector):
         )
         if self._snapshot is not None:
             yield _backlog(self._snapshot.room)
+            yield _backlog_seconds(self._snapshot.backlog_s)
             yield _slots(self._snapshot.room)
             yield _dead_letters(self._snapshot.parked)
             yield CounterMetricFamily(
@@ -92,6 +95,15 @@ def _backlog(room: Room) -> Metric:
     family = GaugeMetricFamily("fabric_backlog_jobs", "Jobs that wait for a place to run.", labels=("class",))
     for priority in PRIORITIES:
         family.add_metric([priority], sum(lane.length for lane in room.lanes if lane.priority == priority))
+    return family
+
+
+def _backlog_seconds(backlog_s: Mapping[Tier, float]) -> Metric:
+    family = GaugeMetricFamily(
+        "fabric_backlog_seconds", "Time that a tier's workers would need for all that waits.", labels=("tier",)
+    )
+    for tier, seconds in backlog_s.items():
+        family.add_metric([tier], seconds)
     return family
 
 

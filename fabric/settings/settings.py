@@ -28,6 +28,9 @@ class Options(BaseModel):
     host: str = Field("127.0.0.1", min_length=1)
     #: 0 lets ``fabric up`` choose a free one; it is in ``run.json`` of the data directory.
     port: int = Field(8080, ge=0, le=65535)
+    #: Lets the API listen beyond loopback without keys: for where a port mapping or a network policy
+    #: keeps strangers out.
+    allow_open: bool = False
     #: Everything that a run writes.
     data_dir: Path = Path(".fabric")
     #: Without one, ``fabric up`` runs a Valkey of its own. URLs may hold passwords: never shown.
@@ -55,6 +58,7 @@ class Settings(BaseModel):
 
     host: str
     port: int
+    allow_open: bool
     data_dir: Path
     redis_url: str = Field(repr=False)
     broker_url: str = Field(repr=False)
@@ -76,6 +80,7 @@ def resolve(options: Options, catalog: Catalog, config: Path | None) -> Settings
     return Settings(
         host=options.host,
         port=options.port,
+        allow_open=options.allow_open,
         data_dir=data_dir,
         redis_url=redis_url,
         broker_url=options.broker_url or broker_on(redis_url),

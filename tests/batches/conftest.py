@@ -48,7 +48,7 @@ CATALOG = Catalog(
         ),
     )
 )
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 def request(custom_id: str, text: str = "Hello", **body: Any) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from fabric.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "compose"
-#: Lets the gateway listen beyond loopback without API keys, told so explicitly.
-ALLOW_OPEN = "FABRIC_ALLOW_OPEN"
 _VARIABLE = re.compile(r"\$\$|\$\{(?P<name>[A-Z0-9_]+)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -71,7 +69,7 @@ def folder() -> Path:
 @pytest.fixture(scope="session")
 def known_variables() -> set[str]:
     """Every ``FABRIC_*`` variable that means something."""
-    return set(VARIABLES) | {ALLOW_OPEN}
+    return set(VARIABLES)
 
 
 @pytest.fixture(scope="session")

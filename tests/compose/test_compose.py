@@ -12,6 +12,8 @@ import yaml
 
 from fabric.settings import load
 from fabric.store import embedded
+from workers.engines import build
+from workers.engines.vllm_options import VllmOptions
 
 #: Of other projects' images: variables that are theirs, not ours.
 FOREIGN = re.compile(r"^(RABBITMQ|POSTGRES|GF)_[A-Z_]+$")
@@ -134,6 +136,8 @@ def test_valkey_keeps_what_the_embedded_one_keeps(compose: Any, tmp_path: Any) -
 
 def test_gpus_are_reserved_and_shared_out_by_one_gpu(compose: Any) -> None:
     service = compose.services["gpu-worker"]
+    worker_waits_s = VllmOptions.model_fields["start_timeout_s"].default
+    assert seconds(service["healthcheck"]["start_period"]) >= worker_waits_s
     [device] = service["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"]) == ("nvidia", "all") and "gpu" in device["capabilities"]
     assert service["entrypoint"] == ["one-gpu", "fabric"]
@@ -165,14 +169,20 @@ def test_our_variables_are_ours_and_foreign_ones_foreign(compose: Any, known_var
     assert all(FOREIGN.match(name) for name in others), others
 
 
-def test_the_models_load_also_with_every_line_uncommented(folder: Any, tmp_path: Any) -> None:
+def test_the_models_load_also_with_every_line_uncommented(
+    folder: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (folder / "fabric.yaml").read_text()
     shipped = load(folder / "fabric.yaml", {})
     assert [d.tier for d in shipped.catalog.by_deployment.values()] == ["cpu"]
     whole = tmp_path / "fabric.yaml"
     whole.write_text(re.sub(r"(?m)^      #( -|  ) (?=[a-z])", lambda found: f"      {found[1].strip() or ' '} ", text))
-    tiers = [d.tier for d in load(whole, {}).catalog.by_deployment.values()]
-    assert tiers == ["cpu", "gpu", "cloud"]
+    deployments = load(whole, {}).catalog.by_deployment.values()
+    assert [d.tier for d in deployments] == ["cpu", "gpu", "cloud"]
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    for deployment in deployments:
+        if deployment.tier != "cpu":  # the CPU's engine reads its model at once
+            assert build(deployment).deployment == deployment
     assert load(whole, {"FABRIC_CPU_MODEL": "/models/a.gguf"}).catalog.by_deployment["assistant-cpu"].model
 
 

@@ -17,6 +17,7 @@ from fabric.cli.entry import run
 from fabric.gateway.metrics import Metrics, Snapshot
 from fabric.settings import load
 from fabric.store.transitions import Room
+from workers.engines.vllm_options import VllmOptions
 
 OVERLAYS = ("local", "gpu")
 APP = {"app.kubernetes.io/name": "inference-fabric"}
@@ -172,6 +173,9 @@ def test_nothing_is_reachable_but_by_name(written: list[dict[str, Any]]) -> None
 def test_gpu_workers_take_gpus_and_scale_with_the_backlog_of_their_tier(written: list[dict[str, Any]]) -> None:
     worker = next(r for r in of(written, "Deployment") if r["metadata"]["name"] == "fabric-gpu-worker")
     pod = worker["spec"]["template"]["spec"]
+    startup = pod["containers"][0]["startupProbe"]
+    worker_waits_s = VllmOptions.model_fields["start_timeout_s"].default
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= worker_waits_s
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert "replicas" not in worker["spec"], "KEDA says how many"
@@ -186,10 +190,8 @@ def test_gpu_workers_take_gpus_and_scale_with_the_backlog_of_their_tier(written:
 
 
 def test_the_metric_that_workers_scale_with_is_exported() -> None:
-    text = Metrics().exposition(Snapshot(Room((), {}, ()), Counter(), 0)).decode()
-    if "fabric_backlog_seconds" not in text:
-        pytest.skip("the gateway doesn't export fabric_backlog_seconds yet: KEDA can't scale until it does")
-    assert "# TYPE fabric_backlog_seconds gauge" in text
+    text = Metrics().exposition(Snapshot(Room((), {}, ()), Counter(), 0, {"gpu": 0.0})).decode()
+    assert 'fabric_backlog_seconds{tier="gpu"} 0.0' in text
 
 
 def test_valkey_is_started_as_in_compose(compose: Any, written: list[dict[str, Any]]) -> None:

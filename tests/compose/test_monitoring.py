@@ -24,7 +24,7 @@ _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gaug
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
     """The names of every series that ``GET /metrics`` may hold."""
-    text = Metrics().exposition(Snapshot(Room((), {}, ()), Counter(), 0)).decode()
+    text = Metrics().exposition(Snapshot(Room((), {}, ()), Counter(), 0, {"gpu": 0.0})).decode()
     kinds = dict(re.findall(r"(?m)^# TYPE (\S+) (\S+)$", text))
     return {name + suffix for name, kind in kinds.items() for suffix in _SUFFIXES[kind]}
 

@@ -47,7 +47,7 @@ class Stack:
             "FABRIC_PORT": str(self.port),
         }
         # On loopback nobody has to be told that there are no keys.
-        given = {name: here.get(name, value) for name, value in given.items() if name != "FABRIC_ALLOW_OPEN"}
+        given = {name: here.get(name, value) for name, value in given.items()}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FABRIC_")}
         return {**kept, **given, "PYTHONPATH": str(ROOT)}
 

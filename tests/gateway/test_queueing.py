@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fabric.contracts.catalog import Deployment, Model
+from fabric.contracts.catalog import Catalog, Deployment, Model
 from fabric.contracts.job import Priority
 from fabric.contracts.worker import WorkerInfo
-from fabric.gateway.queueing import Place, place
+from fabric.gateway.queueing import Place, backlog_s, place
 from fabric.store.transitions import Lane, Room
 
 MODEL = Model(
@@ -81,3 +81,22 @@ class TestTime:
         assert place("standard|t|m", 0, room(lane(1), workers=workers), MODEL, {"other": 1.0}) == Place(0, None)
         assert place("standard|t|m", 0, room(lane(1), workers=workers), MODEL, {"m-cpu": 0.0}) == Place(0, None)
         assert place("standard|t|m", 0, room(lane(1), workers=workers), None, {"m-cpu": 1.0}) == Place(0, None)
+
+
+class TestBacklogSeconds:
+    CATALOG = Catalog(models=(MODEL,))
+
+    def test_it_is_what_the_workers_would_need(self) -> None:
+        waiting = room(lane(30), lane(10, "batch"), workers=(worker("w", {"m-cpu": 4}),))
+        assert backlog_s("cpu", self.CATALOG, waiting, {"m-cpu": 0.5}) == 40 / (4 / 0.5)
+
+    def test_nothing_waits_nothing_is_needed(self) -> None:
+        assert backlog_s("cpu", self.CATALOG, room(), {}) == 0
+
+    def test_a_tier_without_workers_shows_what_waits_for_it(self) -> None:
+        waiting = room(lane(3), workers=(worker("w", {"m-cpu": 4}),))
+        assert backlog_s("gpu", self.CATALOG, waiting, {}) == 3
+        assert backlog_s("gpu", self.CATALOG, waiting, {"m-gpu": 2.0}) == 6
+
+    def test_other_tiers_models_do_not_count(self) -> None:
+        assert backlog_s("cloud", self.CATALOG, room(lane(3)), {}) == 0
