@@ -7,6 +7,8 @@ checks (``fabric.contracts.message``): Flower, the broker and its dead letters s
 from __future__ import annotations
 
 import os
+import select
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -68,9 +70,14 @@ def declare(channel: Any, deployment: Deployment) -> None:
 
 def limit_waiting(connection: Connection) -> None:
     """RabbitMQ may leave a question unanswered for ever; its client would wait as long."""
-    sock = getattr(connection.connection, "sock", None)  # Redis' connections have their own limits
+    sock = _socket(connection)
     if sock is not None:
         sock.settimeout(TIMEOUT_S)
+
+
+def _socket(connection: Connection) -> socket.socket | None:
+    """RabbitMQ's. Redis' connections are many, and have limits of their own."""
+    return getattr(connection.connection, "sock", None)
 
 
 def is_redis(broker_url: str) -> bool:
@@ -139,6 +146,10 @@ class Sender:
             Unavailable: the broker is away.
         """
         try:
+            self._hear()
+        except _ERRORS:
+            self._drop()  # it was closed while nothing was sent
+        try:
             self._connected()
         except _ERRORS as error:
             raise self._broken(error) from error
@@ -155,18 +166,6 @@ class Sender:
                 self._publish(producer, deployment.queue, chunk)
         except _ERRORS as error:
             raise self._broken(error) from error
-
-    def keep_alive(self) -> None:
-        """To be called every second or so: RabbitMQ closes a connection that says nothing."""
-        if self._connection is None or not self._connection.supports_heartbeats:
-            return
-        try:
-            self._connection.heartbeat_check()
-            self._connection.drain_events(timeout=0.001)
-        except TimeoutError:
-            pass  # nothing to read
-        except _ERRORS:
-            self._drop()  # the next message finds a new one
 
     def close(self) -> None:
         if self._connection is not None:
@@ -185,10 +184,16 @@ class Sender:
     def _connected(self) -> Producer:
         if self._producer is None:
             self._connection = self._app.connection_for_write()
-            self._connection.ensure_connection(max_retries=1, timeout=TIMEOUT_S)
+            self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=TIMEOUT_S)
             limit_waiting(self._connection)
             self._producer = Producer(self._connection.default_channel, serializer="json", auto_declare=False)
         return self._producer
+
+    def _hear(self) -> None:
+        """Takes notice of what RabbitMQ has said since the last message, such as that it closes the connection."""
+        sock = None if self._connection is None else _socket(self._connection)
+        if sock is not None and select.select([sock], [], [], 0)[0]:
+            self._connection.drain_events(timeout=TIMEOUT_S)  # type: ignore[union-attr]  # it has a socket
 
     def _declare(self, channel: Any, deployment: Deployment) -> None:
         if deployment.queue not in self._declared:

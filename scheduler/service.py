@@ -59,7 +59,6 @@ def _schedule(store: Store, sender: Sender, catalog: Catalog, stop: threading.Ev
                 if stop.is_set():
                     break
             store.redis.blpop([WAKE], timeout=_LOOK_S)
-            sender.keep_alive()
             if away:
                 log.info("the store and the broker are back")
             away = False

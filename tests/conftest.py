@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
+from sqlalchemy import create_engine, text
 
 from fabric.ledger import upgrade
+from fabric.ledger.tables import metadata
 from fabric.store import Store, embedded
 
 # A loaded machine makes any single example slow: that says nothing about the code.
@@ -148,12 +150,11 @@ class Postgres:
             self.process.wait()
             self.process = None
 
-    def database(self, template: str = "template0") -> str:
-        """A new database, empty unless it is a copy of another one; answers its name."""
+    def database(self) -> str:
+        """A new, empty database; answers its URL."""
         name = f"test_{next(self._names)}"
-        command = ["createdb", "-h", str(self.folder), "-U", "postgres", "-T", template, name]
-        self._run(command).check_returncode()
-        return name
+        self._run(["createdb", "-h", str(self.folder), "-U", "postgres", name]).check_returncode()
+        return self.url(name)
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
@@ -199,7 +200,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
     postgres: Postgres = request.getfixturevalue("postgres")
-    return postgres.url(postgres.database())
+    return postgres.database()
 
 
 @pytest.fixture(scope="session")
@@ -216,16 +217,20 @@ def sqlite_ledger(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: Postgres) -> str:
-    name = postgres_server.database()
-    upgrade(postgres_server.url(name))
-    return name
+def postgres_database(postgres_server: Postgres) -> str:
+    url = postgres_server.database()
+    upgrade(url)
+    return url
 
 
 @pytest.fixture
-def postgres_ledger(postgres: Postgres, postgres_template: str) -> str:
+def postgres_ledger(postgres: Postgres, postgres_database: str) -> str:
     """The URL of an empty ledger on PostgreSQL."""
-    return postgres.url(postgres.database(postgres_template))
+    engine = create_engine(postgres_database)
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE " + ", ".join(table.name for table in metadata.sorted_tables)))
+    engine.dispose()
+    return postgres_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -57,7 +57,9 @@ class Consumer(CeleryConsumer):
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         connection = self.app.connection_for_read(heartbeat=heartbeat)
         if self._redis:
-            connection.transport_cls = guarded(self._lay_down)  # type: ignore[assignment]  # or a class
+            transport = guarded(self._lay_down)
+            # Not ``transport_cls``: Celery's ``inspect stats`` sends that around as JSON.
+            connection.get_transport_cls = lambda: transport  # type: ignore[method-assign]
         return self.ensure_connected(connection)
 
     def ensure_connected(self, conn: Connection) -> Connection:

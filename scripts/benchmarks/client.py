@@ -35,7 +35,9 @@ class Client:
             raise Void("the load generator died")
         sample = Sample(**orjson.loads(line))
         if sample.refused:
-            raise Void(f"{plan.address} answered other than 200 (status: number): {sample.refused}; first: {sample.complaint}")
+            raise Void(
+                f"{plan.address} answered other than 200 (status: number): {sample.refused}; first: {sample.complaint}"
+            )
         if not sample.answers:
             raise Void("no answer came in the time given")
         self.busy = (cpu_s(self._process.pid) - before) / (plan.warmup_s + sample.seconds)

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from fabric.batches import feeder
+from fabric.batches import service as module
 from fabric.batches.expand import Limits
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.ids import line_job_id
@@ -238,6 +239,15 @@ class TestCancelling:
         assert [a["custom_id"] for a in desk.output(batch_id)] == [claimed.spec.custom_id]
         assert [e["error"]["code"] for e in desk.errors(batch_id)] == ["batch_cancelled"]
 
+    def test_between_two_looks(self, desk: Desk, line: Any) -> None:
+        """The service still believes that the batch runs, and that its time is over."""
+        batch_id = desk.batch([line("a")])
+        service = desk.service()
+        desk.drive(lambda: desk.found(batch_id).status == "in_progress", service.round)
+        desk.cancel(batch_id)
+        assert desk.ledger.write(module._finalize, batch_id, 1) is False
+        assert desk.ledger.read(lines.counts, batch_id) == {"open": 1}
+
 
 class TestExpiring:
     def test_open_lines_go_to_the_error_file(self, each_desk: Desk, worker: Worker, line: Any) -> None:
@@ -331,14 +341,17 @@ class TestFeeding:
         desk.drive(lambda: desk.found(batch_id).status == "completed", changed.round)
         assert {e["error"]["code"] for e in desk.errors(batch_id)} == {"model_not_found"}
 
-    def test_a_full_store_is_tried_again(self, desk: Desk, worker: Worker, line: Any, monkeypatch: Any) -> None:
+    def test_a_full_store_is_tried_again(self, desk: Desk, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         real = transitions.accept
-        monkeypatch.setattr(feeder.transitions, "accept", lambda jobs: real(jobs, limit=40))
-        worker.start()
-        with desk.serving():
-            batch_id = desk.batch([line(f"c{n}") for n in range(200)])
-            batch = desk.wait(batch_id)
-        assert batch.completed == 200
+        batch_id = desk.batch([line(f"c{n}") for n in range(200)])
+        service = desk.service()
+        with monkeypatch.context() as full:
+            full.setattr(feeder.transitions, "accept", lambda jobs: real(jobs, limit=40))
+            desk.drive(lambda: desk.store(reads.live_count()) == 40, service.round)
+            service.round()
+            assert desk.found(batch_id).fed_until == 0
+        desk.drive(lambda: desk.found(batch_id).fed_until == 200, service.round)
+        assert desk.store(reads.live_count()) == 200
 
 
 class TestManyBatches:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from amqp.exceptions import NotFound
 from kombu import Connection
 
 from fabric.broker import Sender, make_app
@@ -37,12 +39,12 @@ class Running:
         """Messages that no worker has got yet, each with all that the broker knows of it."""
         if self.fabric.rabbitmq is None:
             return [item.decode() for item in self.redis.lrange(queue, 0, -1)]
-        with Connection(self.fabric.broker_url) as connection:
+        got = []
+        with Connection(self.fabric.broker_url) as connection, suppress(NotFound):
             channel = connection.default_channel
-            got = []
             while message := channel.basic_get(queue, no_ack=False):
                 got.append(f"{message.body!r} {message.properties} {message.headers}")
-            return got  # the channel closes: they go back
+        return got  # with the channel closed they go back
 
     def unacknowledged(self, queue: str) -> int:
         if self.fabric.rabbitmq is None:

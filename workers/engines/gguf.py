@@ -184,9 +184,8 @@ def read_model(path: Path) -> Header:
             f"{header.parts:05d}.gguf: give the parts the names that they came with."
         )
     if int(match[2]) != 1:
-        raise ModelFileError(
-            f"{path} is a later part of a split model: name the first part, {match[1]}-00001-of-….gguf."
-        )
+        first = f"{match[1]}-00001-of-{match[3]}.gguf"
+        raise ModelFileError(f"{path} is a later part of a split model: set `model` to the first part, {first}.")
     others = [
         _read_file(path.with_name(f"{match[1]}-{part:05d}-of-{match[3]}.gguf")) for part in range(2, header.parts + 1)
     ]

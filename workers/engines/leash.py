@@ -4,7 +4,7 @@
 
 The command gets a process group of its own. When the pipe on standard input closes (the worker let go,
 or died in whatever way), the group gets SIGTERM, and after the grace SIGKILL. Ends with the command's
-status, once nothing of its group is left: an engine that crashed leaves no process that holds the GPU.
+status, after the rest of its group: an engine that crashed leaves no process that holds the GPU.
 """
 
 import os
@@ -13,6 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+
+#: How long the dead may take to be buried: a container without an init process never does.
+_REST_S = 2.0
 
 
 def main(grace_s: float, command: list[str]) -> int:
@@ -27,7 +30,9 @@ def main(grace_s: float, command: list[str]) -> int:
         return 127
     threading.Thread(target=_end_with_the_pipe, args=(child, grace_s), daemon=True).start()
     status = child.wait()
-    _signal(child.pid, signal.SIGKILL)
+    give_up = time.monotonic() + _REST_S
+    while _signal(child.pid, signal.SIGKILL) and time.monotonic() < give_up:
+        time.sleep(0.02)
     return status if status >= 0 else 128 - status
 
 
@@ -39,11 +44,13 @@ def _end_with_the_pipe(child: "subprocess.Popen[bytes]", grace_s: float) -> None
     _signal(child.pid, signal.SIGKILL)
 
 
-def _signal(group: int, number: int) -> None:
+def _signal(group: int, number: int) -> bool:
+    """Whether anybody was there to get it."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
-        pass
+        return False
+    return True
 
 
 if __name__ == "__main__":

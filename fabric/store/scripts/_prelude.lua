@@ -14,8 +14,12 @@ end
 local function job_key(id) return P .. 'job:' .. id end
 local function int(n) return string.format('%.0f', n) end
 
--- One token is enough to wake a scheduler: it looks at everything when it wakes.
+-- One token is enough to wake a scheduler: it looks at everything when it wakes. Scripts do this for
+-- many jobs at once, so what needs no doing twice in one is remembered.
+local woken, lined = false, {}
 local function wake()
+  if woken then return end
+  woken = true
   if redis.call('LLEN', P .. 'wake') == 0 then redis.call('LPUSH', P .. 'wake', '1') end
 end
 
@@ -33,25 +37,28 @@ end
 
 local function line_up(id, lane, due)
   redis.call('ZADD', P .. 'lane:' .. lane, due, id)
-  redis.call('SADD', P .. 'lanes', lane)
+  if not lined[lane] then
+    lined[lane] = true
+    redis.call('SADD', P .. 'lanes', lane)
+  end
   wake()
 end
 
 -- Takes the job out of every index that its state put it in.
-local function leave(id, state, lane, deployment, worker)
-  if state == 'queued' then
-    redis.call('ZREM', P .. 'lane:' .. lane, id)
+local function leave(id, j)
+  if j.state == 'queued' then
+    redis.call('ZREM', P .. 'lane:' .. j.lane, id)
     redis.call('ZREM', P .. 'taken', id)
     redis.call('ZREM', P .. 'delayed', id)
-  elseif state == 'dispatched' or state == 'running' then
-    redis.call('SREM', P .. 'busy:' .. deployment, id)
-    if state == 'running' then
-      redis.call('SREM', P .. 'held:' .. worker, id)
-      redis.call('HDEL', P .. 'abort:' .. worker, id)
+  elseif j.state == 'dispatched' or j.state == 'running' then
+    redis.call('SREM', P .. 'busy:' .. j.deployment, id)
+    if j.state == 'running' then
+      redis.call('SREM', P .. 'held:' .. j.worker, id)
+      if j.cancel then redis.call('HDEL', P .. 'abort:' .. j.worker, id) end
     else
       redis.call('ZREM', P .. 'dispatched', id)
     end
-    if redis.call('EXISTS', P .. 'lanes') == 1 then wake() end
+    if not woken and redis.call('EXISTS', P .. 'lanes') == 1 then wake() end
   end
 end
 
@@ -66,7 +73,8 @@ local function attempt_json(j, outcome, at, error)
 end
 
 local FIELDS = { 'state', 'attempt', 'lane', 'due', 'deployment', 'tier', 'worker', 'quiet', 'watchers',
-  'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream' }
+  'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream',
+  'spec' }
 
 -- The record's bookkeeping as a table, or nil when there is no such job.
 local function load(id)
@@ -79,43 +87,53 @@ end
 
 -- Keeps the mean time from dispatch to end of a deployment's jobs, the newest counting most. With the
 -- number of jobs it holds at once this is its throughput (Little's law): that is what an ETA is made of.
-local function keep_pace(j, at)
+local paces = {}
+local function note_pace(j, at)
   if not j.dispatched_at then return end
   local s = (at - tonumber(j.dispatched_at)) / 1000
-  local mean = tonumber(redis.call('HGET', P .. 'pace', j.deployment) or s)
-  redis.call('HSET', P .. 'pace', j.deployment, string.format('%.4f', mean + PACE_WEIGHT * (s - mean)))
+  local mean = paces[j.deployment] or tonumber(redis.call('HGET', P .. 'pace', j.deployment) or s)
+  paces[j.deployment] = mean + PACE_WEIGHT * (s - mean)
+end
+
+local function keep_paces()
+  for deployment, mean in pairs(paces) do
+    redis.call('HSET', P .. 'pace', deployment, string.format('%.4f', mean))
+  end
 end
 
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
-  local at = now_ms()
-  local key = job_key(id)
+  local now = now_ms()
+  local at, key, quiet = int(now), job_key(id), j.quiet == '1'
   local error, measures = o.error or '', o.measures or ''
-  leave(id, j.state, j.lane, j.deployment, j.worker)
-  if state == 'succeeded' then keep_pace(j, at) end
+  leave(id, j)
+  if state == 'succeeded' then note_pace(j, now) end
   if j.deadline then redis.call('ZREM', P .. 'deadlines', id) end
   redis.call('ZREM', P .. 'live', id)
-  redis.call('HSET', key, 'state', state, 'finished_at', int(at), 'error', error, 'measures', measures)
-  redis.call('HDEL', key, 'cancel', 'cancel_error')
-  if j.quiet ~= '1' and o.result and o.result ~= '' then redis.call('HSET', key, 'result', o.result) end
-  local fields = { 'spec', redis.call('HGET', key, 'spec'), 'state', state, 'attempt', j.attempt,
+  redis.call('HSET', key, 'state', state, 'finished_at', at, 'error', error, 'measures', measures)
+  if j.cancel then redis.call('HDEL', key, 'cancel', 'cancel_error') end
+  if not quiet and o.result and o.result ~= '' then redis.call('HSET', key, 'result', o.result) end
+  local fields = { 'spec', j.spec, 'state', state, 'attempt', j.attempt,
     'deployment', j.deployment or '', 'tier', j.tier or '', 'worker', j.worker or '',
     'accepted_ms', j.accepted_at, 'dispatched_ms', j.dispatched_at or '', 'claimed_ms', j.claimed_at or '',
-    'finished_ms', int(at), 'measures', measures, 'error', error }
-  if j.quiet == '1' and o.result then
+    'finished_ms', at, 'measures', measures, 'error', error }
+  if quiet and o.result then
     fields[#fields + 1] = 'result'
     fields[#fields + 1] = o.result
   end
   redis.call('XADD', COMPLETIONS, '*', unpack(fields))
-  event(id, j.quiet, j.watchers, '{"type":"' .. state .. '","at":' .. int(at) .. ',"attempt":' .. attempt_json(j, state, at, error)
-    .. ',"accepted_ms":' .. j.accepted_at .. ',"measures":' .. raw(measures) .. '}', o.result or '')
+  if not quiet then
+    event(id, j.quiet, j.watchers, '{"type":"' .. state .. '","at":' .. at .. ',"attempt":'
+      .. attempt_json(j, state, now, error) .. ',"accepted_ms":' .. j.accepted_at .. ',"measures":' .. raw(measures)
+      .. '}', o.result or '')
+  end
   if state == 'dead' then
-    redis.call('ZADD', P .. 'dead', int(at), id)
+    redis.call('ZADD', P .. 'dead', at, id)
   else
     redis.call('DEL', P .. 'payload:' .. id)
     redis.call('EXPIRE', key, o.ttl)
-    redis.call('EXPIRE', P .. 'events:' .. id, o.ttl)
+    if not quiet then redis.call('EXPIRE', P .. 'events:' .. id, o.ttl) end
   end
 end
 
@@ -151,7 +169,7 @@ local function requeue(id, j, o)
     finish(id, j, 'failed', { error = o.broken, ttl = o.ttl })
     return 'ended'
   end
-  leave(id, j.state, j.lane, j.deployment, j.worker)
+  leave(id, j)
   local key = job_key(id)
   local entry = attempt_json(j, 'requeued', at, o.error)
   remember(id, entry)

@@ -15,7 +15,9 @@ for i = 2, #ARGV, 2 do
     redis.call('HSET', key, 'state', 'running', 'worker', worker, 'claimed_at', at)
     redis.call('ZREM', P .. 'dispatched', id)
     redis.call('SADD', P .. 'held:' .. worker, id)
-    event(id, record[4], record[5], '{"type":"running","at":' .. at .. ',"number":' .. record[2] .. '}')
+    if record[4] ~= '1' then
+      event(id, record[4], record[5], '{"type":"running","at":' .. at .. ',"number":' .. record[2] .. '}')
+    end
     answers[#answers + 1] = { record[3], redis.call('GET', P .. 'payload:' .. id) or '', record[7] or '0' }
   elseif record[1] == 'running' and record[2] == ARGV[i + 1] and record[6] == worker then
     answers[#answers + 1] = { record[3], redis.call('GET', P .. 'payload:' .. id) or '', record[7] or '0' }

@@ -13,4 +13,5 @@ for i = 2, #ARGV, 6 do
     answers[#answers + 1] = 0
   end
 end
+keep_paces()
 return answers

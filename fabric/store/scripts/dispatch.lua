@@ -3,8 +3,8 @@
 --   the deployment may hold ('' for any number), decision
 -- Returns per job the attempt number; 0 when the job is no longer this scheduler's to send, -1 when the
 -- deployment is full by now: another scheduler was quicker.
-local at = now_ms()
-local lost_at = int(at + tonumber(ARGV[1]))
+local now = now_ms()
+local at, lost_at = int(now), int(now + tonumber(ARGV[1]))
 local attempts, held = {}, {}
 for i = 2, #ARGV, 5 do
   local id, deployment, tier, limit = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
@@ -14,16 +14,18 @@ for i = 2, #ARGV, 5 do
     number = -1
   elseif redis.call('ZREM', P .. 'taken', id) == 1 then
     local key = job_key(id)
-    local record = redis.call('HMGET', key, 'state', 'quiet', 'watchers')
+    local record = redis.call('HMGET', key, 'state', 'quiet', 'watchers', 'attempt')
     if record[1] == 'queued' then
-      number = redis.call('HINCRBY', key, 'attempt', 1)
-      redis.call('HSET', key, 'state', 'dispatched', 'deployment', deployment, 'tier', tier,
-        'dispatched_at', int(at), 'decision', ARGV[i + 4])
+      number = record[4] + 1
+      redis.call('HSET', key, 'state', 'dispatched', 'attempt', int(number), 'deployment', deployment, 'tier', tier,
+        'dispatched_at', at, 'decision', ARGV[i + 4])
       redis.call('ZADD', P .. 'dispatched', lost_at, id)
       redis.call('SADD', P .. 'busy:' .. deployment, id)
       held[deployment] = held[deployment] + 1
-      event(id, record[2], record[3], '{"type":"dispatched","at":' .. int(at) .. ',"number":' .. int(number)
-        .. ',"tier":"' .. tier .. '","deployment":"' .. deployment .. '"}')
+      if record[2] ~= '1' then
+        event(id, record[2], record[3], '{"type":"dispatched","at":' .. at .. ',"number":' .. int(number)
+          .. ',"tier":"' .. tier .. '","deployment":"' .. deployment .. '"}')
+      end
     end
   end
   attempts[#attempts + 1] = number

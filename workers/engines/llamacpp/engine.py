@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineError, FabricError, StreamBroken
 from fabric.contracts.job import Endpoint, Usage
 from workers.engines.engine import Answer, Emit, Engine, Request
-from workers.engines.gguf import Header, read_model
+from workers.engines.gguf import read_model
 from workers.engines.llamacpp.answer import Assembly, Wanted
 from workers.engines.llamacpp.failures import failure
 from workers.engines.llamacpp.machine import available_memory, physical_cores
@@ -45,6 +46,8 @@ _EVENT_LIMIT = 16 * 1024 * 1024
 _SHORT_S = 10.0
 #: What a model is tried with before it gets jobs.
 _TRIAL = {"prompt": "Once upon a time, there was", "max_tokens": 4, "ignore_eos": True, "cache_prompt": False}
+#: Texts that are embedded together, and characters or tokens that they may have together.
+_GROUP_TEXTS, _GROUP_LENGTH = 32, 4_096
 #: The weight of the newest measurement of the speed.
 _NEWEST = 0.2
 
@@ -59,10 +62,12 @@ class LlamaCppEngine(Engine):
         """
         super().__init__(deployment)
         self._options = parse_options(deployment)
-        self._server: Server | None = None
         self._plan: Plan
         self._able: Abilities
         self._seats: Seats
+        self._writer: Server | None = None
+        self._embedder: Server | None = None
+        self._embedding = asyncio.Lock()  # held by whoever uses the embedder
         self._pace = Pace()
 
     @property
@@ -74,26 +79,35 @@ class LlamaCppEngine(Engine):
             raise ConfigError(f"Deployment {self.deployment.name!r}: set `model` to a GGUF file.")
         header = await asyncio.to_thread(read_model, model_path(self.deployment))
         self._plan = plan(self.deployment, self._options, header, cores=physical_cores(), memory=available_memory())
-        server = Server(self.deployment.name, self._plan.params, self._options.start_timeout_s)
-        await server.start()
-        try:
-            self._able = await self._abilities(server, header)
-            await self._check(server)
-        except BaseException:
-            await server.close()
-            raise
-        self._server = server
         self._seats = Seats(self._plan.slots)
+        self._able = Abilities(
+            capabilities=frozenset(self.deployment.capabilities),
+            slots=self._plan.slots,
+            context=self._plan.context,
+            vocabulary=header.vocabulary,
+            tools=False,
+        )
+        try:
+            if self._plan.params is None:
+                await self._running_embedder()
+            else:
+                self._writer = await self._started(self._plan.params)
+                self._able = replace(self._able, tools=await _has_tools(self._writer))
+                await self._check(self._writer)
+        except BaseException:
+            await self.close()
+            raise
         log.info(
-            "deployment %s: %s (%s, %s), %d slots of %d tokens, %d threads",
+            "deployment %s: %s (%s, %s), %d slots of %d tokens",
             *(self.deployment.name, self.deployment.model, header.architecture, header.quantisation),
-            *(self._plan.slots, self._plan.context, self._plan.params["cpuparams.n_threads"]),
+            *(self._plan.slots, self._plan.context),
         )
 
     async def close(self) -> None:
-        if self._server is not None:
-            await self._server.close()
-            self._server = None
+        for server in (self._writer, self._embedder):
+            if server is not None:
+                await server.close()
+        self._writer = self._embedder = None
 
     async def run(self, request: Request, emit: Emit) -> Answer:
         if request.endpoint == EMBEDDINGS:
@@ -167,14 +181,13 @@ class LlamaCppEngine(Engine):
             assembly.count(ask.prompt, usage)
 
     async def _embed(self, request: Request) -> Answer:
-        texts = inputs(request.body, self._able)
         data: list[dict[str, Any]] = []
         tokens = 0
         # In small groups, so that a long list neither holds up the others nor goes on when it is called off.
-        for first in range(0, len(texts), self._plan.slots):
-            group = texts[first : first + self._plan.slots]
-            async with self._seats.taken(1):
-                response = await self._running.request(EMBEDDINGS, orjson.dumps({"input": group}))
+        for group in _groups(inputs(request.body, self._able)):
+            async with self._embedding:
+                server = await self._running_embedder()
+                response = await server.request(EMBEDDINGS, orjson.dumps({"input": group}))
             if response.status != 200:
                 raise failure(response.status, response.body, TEXT_PARAM[EMBEDDINGS])
             answer = orjson.loads(response.body)
@@ -184,20 +197,31 @@ class LlamaCppEngine(Engine):
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return Answer({"object": "list", "data": data, "usage": usage}, Usage(input_tokens=tokens))
 
+    async def _running_embedder(self) -> Server:
+        """Started with the first text, where the deployment also writes: most never get one."""
+        if self._embedder is None:
+            assert self._plan.embedding_params is not None, "refused before"
+            server = await self._started(self._plan.embedding_params)
+            problem = (
+                f"Deployment {self.deployment.name!r}: {self.deployment.model} gives no embeddings: "
+                "set `options.pooling`, or leave `embeddings` out of `capabilities`."
+            )
+            try:
+                await _try(server, EMBEDDINGS, {"input": "a"}, problem)
+            except BaseException:
+                await server.close()
+                raise
+            self._embedder = server
+        return self._embedder
+
+    async def _started(self, params: dict[str, Any]) -> Server:
+        server = Server(self.deployment.name, params, self._options.start_timeout_s)
+        await server.start()
+        return server
+
     def _is_short(self, ask: Ask, body: bytes) -> bool:
         return (
             self._pace.expected_s(len(body), min(ask.max_tokens or self._able.context, self._able.context)) < _SHORT_S
-        )
-
-    async def _abilities(self, server: Server, header: Header) -> Abilities:
-        properties = orjson.loads((await server.request("/props")).body)
-        template = properties.get("chat_template_caps") or {}
-        return Abilities(
-            capabilities=frozenset(self.deployment.capabilities),
-            slots=self._plan.slots,
-            context=self._plan.context,
-            vocabulary=header.vocabulary,
-            tools=bool(template.get("supports_tools") and template.get("supports_tool_calls")),
         )
 
     async def _check(self, server: Server) -> None:
@@ -208,14 +232,9 @@ class LlamaCppEngine(Engine):
                 f"{who} has a chat template without a place for tools; leave `tools` out of `capabilities`, "
                 "or set `options.chat_template` to one that has."
             )
-        if {"chat", "completions"} & able.capabilities:
-            answer = await self._try(
-                server, COMPLETIONS, _TRIAL, f"{who} doesn't write: llama.cpp fails on a first try."
-            )
-            # One alone; side by side each may take as many times longer as there are slots.
-            self._pace.start(answer["timings"], self._plan.slots)
-        if "embeddings" in able.capabilities:
-            await self._try(server, EMBEDDINGS, {"input": "a"}, f"{who} gives no embeddings: set `options.pooling`.")
+        answer = await _try(server, COMPLETIONS, _TRIAL, f"{who} doesn't write: llama.cpp fails on a first try.")
+        # One alone; side by side each may take as many times longer as there are slots.
+        self._pace.start(answer["timings"], self._plan.slots)
         if {"json_schema", "chat"} <= able.capabilities:
             messages = [{"role": "user", "content": "{}"}]
             trial = {"messages": messages, "response_format": {"type": "json_object"}, "max_tokens": 1}
@@ -223,19 +242,44 @@ class LlamaCppEngine(Engine):
                 f"{who} can't be held to a JSON schema by llama.cpp: its tokens don't match its chat template; "
                 "leave `json_schema` out of `capabilities`."
             )
-            await self._try(server, CHAT, trial, problem)
-
-    async def _try(self, server: Server, target: Endpoint, body: dict[str, Any], problem: str) -> dict[str, Any]:
-        response = await server.request(target, orjson.dumps(body))
-        if response.status != 200:
-            raise ConfigError(problem)
-        answer: dict[str, Any] = orjson.loads(response.body)
-        return answer
+            await _try(server, CHAT, trial, problem)
 
     @property
     def _running(self) -> Server:
-        assert self._server is not None, "run before start or after close"
-        return self._server
+        assert self._writer is not None, "run before start or after close"
+        return self._writer
+
+
+async def _has_tools(server: Server) -> bool:
+    """Whether the chat template has a place for tools and for calls of them, by llama.cpp's own judgement."""
+    properties = orjson.loads((await server.request("/props")).body)
+    template = properties.get("chat_template_caps") or {}
+    return bool(template.get("supports_tools") and template.get("supports_tool_calls"))
+
+
+async def _try(server: Server, target: Endpoint, body: dict[str, Any], problem: str) -> dict[str, Any]:
+    """
+    Raises:
+        ConfigError: says ``problem``.
+    """
+    response = await server.request(target, orjson.dumps(body))
+    if response.status != 200:
+        raise ConfigError(problem)
+    answer: dict[str, Any] = orjson.loads(response.body)
+    return answer
+
+
+def _groups(texts: list[str | list[int]]) -> Iterator[list[str | list[int]]]:
+    """Texts that are embedded together: a few short ones, or a long one alone."""
+    group: list[str | list[int]] = []
+    size = 0
+    for text in texts:
+        if group and (len(group) == _GROUP_TEXTS or size + len(text) > _GROUP_LENGTH):
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    yield group
 
 
 class Pace:

@@ -97,12 +97,20 @@ def model_path(deployment: Deployment) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the server will run. ``context`` and ``batch`` in tokens; ``params``: what ``child.py`` sets."""
+    """How the model will run. ``context``: tokens of prompt and answer together.
+
+    ``params`` are those of the server that writes, ``embedding_params`` those of the one that makes
+    embeddings (see ``child.py``); ``None`` where the deployment doesn't do that.
+
+    Two servers, because in llama.cpp the slots that write best are wrong for embeddings: with a cache
+    for each slot it makes a mean of the wrong tokens when texts of different length come together, and
+    with one cache for all of them writing takes up to twice the time. The second maps the same file.
+    """
 
     slots: int
     context: int
-    batch: int
-    params: dict[str, Any]
+    params: dict[str, Any] | None
+    embedding_params: dict[str, Any] | None
 
 
 def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, cores: int, memory: int) -> Plan:
@@ -115,38 +123,36 @@ def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, co
     _check(deployment, options, header)
     context = _context(deployment, header)
     slots = deployment.slots or _default_slots(options, header, context, cores, memory)
-    _check_memory(deployment, options, header, slots * context, memory)
+    writes = any(capability in deployment.capabilities for capability in ("chat", "completions"))
     embeds = "embeddings" in deployment.capabilities
-    batch = options.batch_tokens or (_embedding_batch(header, context) if embeds else _BATCH_TOKENS)
+    _check_memory(deployment, options, header, context * (slots * writes + embeds), memory)
+    common = _common(deployment, options, cores)
+    return Plan(
+        slots,
+        context,
+        common | _writing(options, slots, context) if writes else None,
+        common | _embedding(options, header, context, alone=not writes) if embeds else None,
+    )
+
+
+def _common(deployment: Deployment, options: LlamaCppOptions, cores: int) -> dict[str, Any]:
     threads = options.threads or cores
-    params: dict[str, Any] = {
+    load_mode = {(True, True): "mmap_mlock", (True, False): "mmap", (False, True): "mlock", (False, False): "none"}
+    return {
         "model.path": str(model_path(deployment)),
-        # Each slot gets its own part of the cache, and no more of it than the context window says.
-        "n_parallel": slots,
-        "n_ctx": -(-context // _CACHE_STEP) * _CACHE_STEP * slots,
-        "kv_unified": False,
-        "kv_unified_per_slot": context,
-        "n_batch": batch,
-        "n_ubatch": batch,
         "cpuparams.n_threads": threads,
         "cpuparams_batch.n_threads": threads,
         "cache_type_k": options.cache_type_k,
         "cache_type_v": options.cache_type_v,
         "flash_attn_type": options.flash_attention,
-        "load_mode": ("mmap_mlock" if options.mmap else "mlock")
-        if options.mlock
-        else ("mmap" if options.mmap else "none"),
-        "cache_ram_mib": options.prompt_cache_mib,
-        "cache_idle_slots": options.prompt_cache_mib > 0,
-        "n_threads_http": slots + 2,
-        # A conversation that ends with the assistant's words gets a new answer, as OpenAI's does.
-        "prefill_assistant": False,
+        "load_mode": load_mode[options.mmap, options.mlock],
+        "kv_unified": False,
         "ui": False,
     }
-    if embeds:
-        params["embedding"] = True
-        if options.pooling or not header.pools:
-            params["pooling_type"] = options.pooling or "mean"
+
+
+def _writing(options: LlamaCppOptions, slots: int, context: int) -> dict[str, Any]:
+    batch = options.batch_tokens or _BATCH_TOKENS
     optional = {
         "chat_template": options.chat_template,
         "sampling.temp": options.temperature,
@@ -155,8 +161,42 @@ def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, co
         "sampling.top_k": options.top_k,
         "sampling.seed": options.seed,
     }
-    params.update({name: value for name, value in optional.items() if value is not None})
-    return Plan(slots, context, batch, params)
+    return {
+        # Each slot gets its own part of the cache, and no more of it than the context window says.
+        "n_parallel": slots,
+        "n_ctx": _rounded(context) * slots,
+        "kv_unified_per_slot": context,
+        "n_batch": batch,
+        "n_ubatch": batch,
+        "cache_ram_mib": options.prompt_cache_mib,
+        "cache_idle_slots": options.prompt_cache_mib > 0,
+        "n_threads_http": slots + 2,
+        # A conversation that ends with the assistant's words gets a new answer, as OpenAI's does.
+        "prefill_assistant": False,
+    } | {name: value for name, value in optional.items() if value is not None}
+
+
+def _embedding(options: LlamaCppOptions, header: Header, context: int, *, alone: bool) -> dict[str, Any]:
+    """One text at a time: a text's tokens fill the cores, and several only help where they are very short."""
+    batch = options.batch_tokens or _embedding_batch(header, context)
+    pooling = {"pooling_type": options.pooling or "mean"} if options.pooling or not header.pools else {}
+    return {
+        "embedding": True,
+        "n_parallel": 1,
+        "n_ctx": _rounded(context),
+        "kv_unified_per_slot": context,
+        "n_batch": batch,
+        "n_ubatch": batch,
+        "cache_ram_mib": 0,
+        "cache_idle_slots": False,
+        "n_threads_http": 3,
+        # Weights in another order are quicker, but can't be shared with the server that writes.
+        "no_extra_bufts": not alone,
+    } | pooling
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _CACHE_STEP) * _CACHE_STEP
 
 
 def _check(deployment: Deployment, options: LlamaCppOptions, header: Header) -> None:
@@ -198,8 +238,8 @@ def _check_memory(deployment: Deployment, options: LlamaCppOptions, header: Head
     weights = 0 if options.mmap and not options.mlock else header.file_size
     if weights + tokens * each > memory:
         raise ConfigError(
-            f"Deployment {deployment.name!r}: {deployment.model} with a context of {tokens} tokens in all slots needs "
-            f"{_gib(weights + tokens * each)} GiB, {_gib(memory)} GiB are free; set fewer `slots`, a smaller "
+            f"Deployment {deployment.name!r}: {deployment.model} with {tokens} tokens of context in all slots together "
+            f"needs {_gib(weights + tokens * each)} GiB, {_gib(memory)} GiB are free; set fewer `slots`, a smaller "
             "`context_window` or a smaller `options.cache_type_k` and `cache_type_v`."
         )
 

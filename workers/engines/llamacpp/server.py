@@ -87,14 +87,20 @@ class Server:
         Raises:
             EngineUnavailable: the process died, or isn't there for so long that waiting makes no sense.
         """
-        if not self._up.is_set():
-            await self._wait()
-        try:
-            return await request(self._socket, target, content, on_body)
-        except OSError:
-            raise EngineUnavailable(
-                f"The llama.cpp server of deployment {self._name!r} died; it is started again."
-            ) from None
+        while True:
+            if not self._up.is_set():
+                await self._wait()
+            socket = self._socket
+            try:
+                return await request(socket, target, content, on_body)
+            except (ConnectionRefusedError, FileNotFoundError):
+                # Died a moment ago, and nothing was sent: as if it had been known.
+                if self._socket == socket:
+                    self._up.clear()
+            except OSError:
+                raise EngineUnavailable(
+                    f"The llama.cpp server of deployment {self._name!r} died; it is started again."
+                ) from None
 
     async def _wait(self) -> None:
         try:
