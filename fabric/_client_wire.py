@@ -224,7 +224,10 @@ def _all(kind: type[FabricError]) -> Iterator[type[FabricError]]:
         yield from _all(child)
 
 
-_BY_CODE: dict[str, type[FabricError]] = {kind.code: kind for kind in _all(FabricError)}
+#: Of two with the same code the first counts: what a client can tell apart is in the code.
+_BY_CODE: dict[str, type[FabricError]] = {}
+for _kind in _all(FabricError):
+    _BY_CODE.setdefault(_kind.code, _kind)
 #: For codes that this client doesn't know: the nearest class by status.
 _BY_STATUS: dict[int, type[FabricError]] = {
     400: errors.InvalidRequest,

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from fabric.broker import Sender
 from fabric.contracts.catalog import Catalog
@@ -24,6 +25,10 @@ from scheduler.plan import decide, policy_hash, refusal
 from scheduler.world import DeploymentState, World, world_of
 
 log = logging.getLogger(__name__)
+
+#: Messages whose jobs are dispatched in one call. More make fewer calls, and each holds up the store
+#: (and with it the answer that somebody waits for) for longer.
+_MESSAGES = 4
 
 
 class Loop:
@@ -54,7 +59,7 @@ class Loop:
 
     def _place(self, taken: Sequence[Taken], world: World) -> int:
         used: Counter[str] = Counter()
-        dispatches: list[Dispatch] = []
+        dispatches: dict[str, list[Dispatch]] = {}
         rejections: list[Rejection] = []
         waiting: list[tuple[str, str]] = []
         moved = 0
@@ -74,37 +79,50 @@ class Loop:
             used[place] += 1
             tier = self._catalog.by_deployment[place].tier
             limit = world.of(place).limit(interactive=interactive)
-            dispatches.append(Dispatch(job.spec.id, place, tier, decision.dump(), limit))
+            dispatches.setdefault(place, []).append(Dispatch(job.spec.id, place, tier, decision.dump(), limit))
         if rejections:
             self._store(transitions.reject(rejections))
-        sent = self._dispatch(dispatches, waiting, world) if dispatches else 0
-        if waiting:
-            self._store(transitions.put_aside(waiting))
-        return sent + len(rejections) + moved
+        messages = [chunk for name, jobs in dispatches.items() for chunk in chunks(jobs, world.of(name))]
+        try:
+            while messages:
+                some, messages = messages[:_MESSAGES], messages[_MESSAGES:]
+                sent, full = self._send(some)
+                moved += sent
+                waiting += ((job_id, "") for job_id in full)
+        finally:
+            # Left over when the broker went away in between.
+            waiting += ((job.job_id, "") for chunk in messages for job in chunk)
+            if waiting:
+                self._store(transitions.put_aside(waiting))
+        return moved + len(rejections)
 
-    def _dispatch(self, dispatches: Sequence[Dispatch], waiting: list[tuple[str, str]], world: World) -> int:
-        """Adds to ``waiting`` what another scheduler was quicker with; answers how many jobs were sent."""
-        attempts = self._store(transitions.dispatch(dispatches))
-        sent: dict[str, list[tuple[str, int]]] = {}
-        for job, attempt in zip(dispatches, attempts, strict=True):
-            if attempt == FULL:
-                waiting.append((job.job_id, ""))
-            elif attempt:
-                sent.setdefault(job.deployment, []).append((job.job_id, attempt))
+    def _send(self, messages: Sequence[Sequence[Dispatch]]) -> tuple[int, list[str]]:
+        """Answers how many jobs were sent, and for which of them another scheduler was quicker."""
+        jobs = [job for chunk in messages for job in chunk]
+        attempts = self._store(transitions.dispatch(jobs))
+        numbers = {job.job_id: number for job, number in zip(jobs, attempts, strict=True)}
+        sent = [
+            (chunk[0].deployment, tuple((j.job_id, numbers[j.job_id]) for j in chunk if numbers[j.job_id] > 0))
+            for chunk in messages
+        ]
         try:
             self._sender.send(
-                (self._catalog.by_deployment[name], Chunk(deployment=name, jobs=tuple(chunk)))
-                for name, jobs in sent.items()
-                for chunk in chunks(jobs, world.of(name))
+                (self._catalog.by_deployment[name], Chunk(deployment=name, jobs=numbered))
+                for name, numbered in sent
+                if numbered
             )
         except Unavailable:
             # Messages that did get through are fenced by the attempt number.
-            self._store(transitions.recall(job for jobs in sent.values() for job in jobs))
+            self._store(transitions.recall(job for _, numbered in sent for job in numbered))
             raise
-        return sum(map(len, sent.values()))
+        full = [job_id for job_id, number in numbers.items() if number == FULL]
+        return sum(len(numbered) for _, numbered in sent), full
 
 
-def chunks(jobs: Sequence[tuple[str, int]], state: DeploymentState) -> Iterable[Sequence[tuple[str, int]]]:
+T = TypeVar("T")
+
+
+def chunks(jobs: Sequence[T], state: DeploymentState) -> Iterable[Sequence[T]]:
     """Cuts jobs into messages: so small that every worker can get its share, and none much more."""
     workers = max(1, state.workers)
     share = -(-len(jobs) // workers)

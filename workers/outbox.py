@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CALL_LIMIT = 200
+#: Ends in one call. More make fewer calls, and each holds up the store for longer.
+_CALL_LIMIT = 64
 _AWAY_S = 0.1
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
+
 Tier = Literal["cpu", "gpu", "cloud"]
 TIERS: tuple[Tier, ...] = ("cpu", "gpu", "cloud")
 Privacy = Literal["public", "internal", "confidential", "restricted"]
@@ -114,10 +116,13 @@ class PrivacyRules(_Value):
 
 
 class Catalog(_Value):
-    """All logical models, by name, and all deployments, by name."""
+    """All logical models, by name, all deployments, by name, and the rules by which jobs find their way to them."""
 
     models: tuple[Model, ...] = ()
     privacy: PrivacyRules = PrivacyRules()
+    #: The configured ones; ``by_policy`` has the built-in ones, too.
+    policies: dict[PolicyName, Policy] = Field(default_factory=dict)
+    default_policy: str = DEFAULT_POLICY
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Catalog:
@@ -128,6 +133,16 @@ class Catalog(_Value):
             if twice:
                 raise ValueError(f"{kind} name used twice: {', '.join(twice)}; give each its own `name`")
         return self
+
+    @model_validator(mode="after")
+    def _default_policy_exists(self) -> Catalog:
+        if self.default_policy not in self.by_policy:
+            raise ValueError(f"there is no policy `{self.default_policy}`; there are {', '.join(sorted(self.by_policy))}")
+        return self
+
+    @cached_property
+    def by_policy(self) -> dict[str, Policy]:
+        return {**BUILT_IN, **self.policies}
 
     @cached_property
     def by_model(self) -> dict[str, Model]:

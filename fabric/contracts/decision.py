@@ -32,13 +32,23 @@ class Elimination:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A candidate that passed every constraint, with what the objectives made of it."""
+    """A candidate that passed every constraint, with what the policy made of it: lower scores go first, and
+    places with a live worker before all others.
+
+    Seconds count from the decision. They are ``None`` where they can't be told: nobody works there, or the
+    engine doesn't say when its first token comes.
+    """
 
     deployment: str
     tier: str
     score: float
     expected_cost_usd: float
     expected_finish_s: float | None = None
+    expected_first_token_s: float | None = None
+    expected_wait_s: float | None = None
+    #: Whether the prediction rests on jobs that ran there, rather than on what is usual for the tier.
+    measured: bool = False
+    live: bool = True
 
 
 @dataclass(frozen=True, slots=True)

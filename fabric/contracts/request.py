@@ -125,6 +125,9 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
         raise ModelNotFound(
             f"The model `{request.model}` doesn't exist here. GET /v1/models lists those that do.", param="model"
         )
+    if request.fabric and request.fabric.policy is not None and request.fabric.policy not in catalog.by_policy:
+        known = ", ".join(sorted(catalog.by_policy))
+        raise InvalidRequest(f"There is no such policy; there are {known}.", param="fabric.policy", code="unknown_policy")
     streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
     options = None if isinstance(request, EmbeddingRequest) else request.stream_options
     return InferenceRequest(

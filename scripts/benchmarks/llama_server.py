@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.processes import Void, program
 from fabric.contracts.catalog import Deployment
-from workers.engines.gguf import read_model
+from fabric.fit.gguf import read_model
 from workers.engines.llamacpp import options
 from workers.engines.llamacpp.machine import available_memory, physical_cores
 

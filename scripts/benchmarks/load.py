@@ -48,7 +48,7 @@ class Sample:
 
     answers: int
     seconds: float
-    tokens: int  #: of all answers, as their usage says
+    tokens: float  #: generated in that time; of an answer that began before it or ended after it, the part in it
     latencies_s: list[float] = field(default_factory=list)
     #: Status -> answers other than 200; 0 stands for a connection that broke.
     refused: dict[str, int] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class _Connection(asyncio.Protocol):
     def _answered(self) -> None:
         answer, self._buffer, self._whole = self._buffer, b"", 0
         self._waiting = False
-        self._load.answered(answer, time.perf_counter() - self._sent)
+        self._load.answered(answer, self._sent)
         if _CLOSE.search(answer, 0, answer.find(b"\r\n\r\n")):
             self.close()
         else:
@@ -120,7 +120,8 @@ class _Load:
         self._latencies: list[float] = []
         self._refused: Counter[str] = Counter()
         self._complaint = ""
-        self._tokens = 0
+        #: When an answer was asked for and when it was there, with its tokens.
+        self._spans: list[tuple[float, float, int]] = []
         self._left = plan.requests
         self._open = 0
         self._all_closed = asyncio.Event()
@@ -137,16 +138,16 @@ class _Load:
         started = time.perf_counter()
         if self._plan.requests:
             await self._all_closed.wait()
-            seconds = time.perf_counter() - started
+            stopped = time.perf_counter()
         else:
             await asyncio.sleep(self._plan.seconds)
+            stopped = time.perf_counter()
             self._measuring = False
-            seconds = time.perf_counter() - started
             self._stopped = True
             await self._all_closed.wait()
-        return Sample(
-            len(self._latencies), seconds, self._tokens, self._latencies, dict(self._refused), self._complaint
-        )
+        tokens = sum(tokens_between(started, stopped, *span) for span in self._spans)
+        seconds = stopped - started
+        return Sample(len(self._latencies), seconds, tokens, self._latencies, dict(self._refused), self._complaint)
 
     def next_request(self) -> bytes | None:
         if self._stopped:
@@ -157,13 +158,15 @@ class _Load:
             self._left -= 1
         return next(self._requests)
 
-    def answered(self, answer: bytes, latency_s: float) -> None:
+    def answered(self, answer: bytes, sent: float) -> None:
+        now = time.perf_counter()
         if answer[9:12] != b"200":
             self._refuse(answer[9:12].decode("ascii", "replace"), answer)
-        elif self._measuring:
-            self._latencies.append(latency_s)
-            if tokens := _TOKENS.search(answer):
-                self._tokens += int(tokens[1])
+            return
+        if tokens := _TOKENS.search(answer):
+            self._spans.append((sent, now, int(tokens[1])))
+        if self._measuring:
+            self._latencies.append(now - sent)
 
     def broken(self) -> None:
         self._refuse("0", b"the connection broke")
@@ -197,6 +200,12 @@ class _Load:
         except OSError:
             self.broken()
             self.closed()
+
+
+def tokens_between(started: float, stopped: float, sent: float, answered: float, tokens: int) -> float:
+    """The tokens of an answer that fall in a time, taken as evenly spread over the time that the answer took."""
+    overlap = min(stopped, answered) - max(started, sent)
+    return tokens * max(0.0, overlap) / (answered - sent)
 
 
 def _requests(plan: Plan) -> Iterator[bytes]:

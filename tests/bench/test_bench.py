@@ -38,7 +38,7 @@ def bench(*arguments: str) -> dict[str, Any]:
         ("saturation", ["--seconds", "1", "--connections", "8"], "requests/s"),
         ("batch", ["--lines", "300", "--rounds", "1", "--celery-jobs", "50"], "lines/s"),
         ("inflight", ["--seconds", "0.5", "--rounds", "1"], "jobs/s"),
-        ("efficiency", ["--seconds", "3", "--max-tokens", "8"], "tokens/s"),
+        ("efficiency", ["--seconds", "3", "--tokens", "8"], "tokens/s"),
     ],
 )
 @pytest.mark.timeout(RUN_S + 60)

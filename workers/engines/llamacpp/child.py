@@ -38,8 +38,6 @@ def main(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             return
-    # uvloop leaves this process second copies of its pipes: the parent would wait for their end in vain.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     settings = json.loads(sys.stdin.readline())
     socket = Path(settings["socket"])
     params = xllamacpp.CommonParams()

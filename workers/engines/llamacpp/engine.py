@@ -14,8 +14,8 @@ import orjson
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineError, FabricError, StreamBroken
 from fabric.contracts.job import Endpoint, Usage
+from fabric.fit.gguf import read_model
 from workers.engines.engine import Answer, Emit, Engine, Request
-from workers.engines.gguf import read_model
 from workers.engines.llamacpp.answer import Assembly, Wanted
 from workers.engines.llamacpp.failures import failure
 from workers.engines.llamacpp.machine import available_memory, physical_cores

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError
-from workers.engines.gguf import Header
+from fabric.fit.gguf import Header
 
 log = logging.getLogger(__name__)
 

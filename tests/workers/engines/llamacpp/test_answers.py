@@ -12,7 +12,7 @@ import pytest
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from workers.engines.gguf import read_model
+from fabric.fit.gguf import read_model
 from workers.engines.llamacpp.options import model_path
 
 if TYPE_CHECKING:

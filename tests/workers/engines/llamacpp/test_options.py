@@ -12,8 +12,8 @@ import pytest
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError
+from fabric.fit.gguf import Header, read_model
 from fabric.settings.defaults import shipped_model
-from workers.engines.gguf import Header, read_model
 from workers.engines.llamacpp import LlamaCppEngine
 from workers.engines.llamacpp.machine import available_memory, physical_cores
 from workers.engines.llamacpp.options import Plan, parse_options, plan

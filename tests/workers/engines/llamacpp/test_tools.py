@@ -11,7 +11,7 @@ import pytest_asyncio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fabric.contracts.errors import ConfigError, EngineRejected
-from workers.engines.gguf import read_model
+from fabric.fit.gguf import read_model
 from workers.engines.llamacpp import LlamaCppEngine
 from workers.engines.llamacpp.options import model_path
 

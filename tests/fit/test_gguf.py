@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.contracts.errors import ModelFileError
+from fabric.fit.gguf import TENSOR_TYPES, Header, Skipped, read_header, read_model
 from fabric.settings.defaults import shipped_model
-from workers.engines.gguf import TENSOR_TYPES, Header, Skipped, read_header, read_model
 
 F32, Q8_0, UNKNOWN = 0, 8, 99
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
