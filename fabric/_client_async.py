@@ -279,6 +279,10 @@ class AsyncClient:
             for job in pages.read(await _json(self._http, pages.call())):
                 yield job
 
+    async def route(self, request: Request, *, model: str | None = None, **params: Any) -> dict[str, Any]:
+        """As ``Client.route``."""
+        return await _json(self._http, wire.route(await self._body(request, model, params)))
+
     async def models(self) -> list[dict[str, Any]]:
         return list((await _json(self._http, Call("GET", "/v1/models")))["data"])
 

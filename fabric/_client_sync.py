@@ -281,6 +281,11 @@ class Client:
         while pages.more:
             yield from pages.read(_json(self._http, pages.call()))
 
+    def route(self, request: Request, *, model: str | None = None, **params: Any) -> dict[str, Any]:
+        """Where a prompt, or a whole body, would go, why not elsewhere, when it would be done, and what it would
+        cost, as ``POST /v1/route`` shows it. Nothing runs."""
+        return _json(self._http, wire.route(self._body(request, model, params)))
+
     def models(self) -> list[dict[str, Any]]:
         return list(_json(self._http, Call("GET", "/v1/models"))["data"])
 

@@ -55,6 +55,11 @@ def job_body(endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"endpoint": endpoint, "body": inner, **({"fabric": options} if options else {})}
 
 
+def route(body: Mapping[str, Any]) -> Call:
+    """The dry run of an inference request. It makes nothing, so that it may be sent again."""
+    return Call("POST", "/v1/route", body)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer and how it came about. ``body`` is OpenAI's."""

@@ -124,6 +124,8 @@ def _transport_options(broker_url: str) -> dict[str, Any]:
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "health_check_interval": 25,
         "socket_connect_timeout": TIMEOUT_S,
+        # A server that hangs would keep its clients waiting for ever.
+        "socket_timeout": 2 * TIMEOUT_S,
         "socket_keepalive": True,
     }
 

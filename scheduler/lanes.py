@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.decision import Decision
 from fabric.contracts.job import DUE_MS, PRIORITIES, JobSpec
+from fabric.routing import World
 from fabric.store.transitions import Lane, side_lane
-from scheduler.world import World
 
 #: Jobs taken in one round. More means fewer round trips, and a longer wait for who comes just after.
 ROUND = 512
@@ -40,7 +40,7 @@ def order(lanes: Iterable[Lane], now_ms: int) -> list[Lane]:
 
 
 def share_out(lanes: Iterable[Lane], world: World, catalog: Catalog, rules: str, now_ms: int) -> list[tuple[str, int]]:
-    """How many jobs to take from which lane, in order. ``rules`` names the catalogue (``plan.policy_hash``)."""
+    """How many jobs to take from which lane, in order. ``rules`` names the catalogue (``routing.policy_hash``)."""
     used: Counter[str] = Counter()
     takes: list[tuple[str, int]] = []
     left = ROUND

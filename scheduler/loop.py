@@ -9,22 +9,25 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from fabric.broker import Sender
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision
-from fabric.contracts.errors import Unavailable
-from fabric.contracts.job import JobState
+from fabric.contracts.errors import DeadlineExceeded, Unavailable
+from fabric.contracts.experience import Experience
+from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.message import CHUNK_LIMIT, Chunk
-from fabric.store import Store, transitions
+from fabric.routing import DeploymentState, World, decide, policy_hash, refusal, shape, world_of
+from fabric.store import Store, reads, transitions
 from fabric.store.transitions import FULL, Dispatch, Rejection, Taken
 from scheduler.lanes import share_out, waiting_lane
-from scheduler.plan import decide, policy_hash, refusal
-from scheduler.world import DeploymentState, World, world_of
 
 log = logging.getLogger(__name__)
+
+#: How old what jobs have taught may be. Newer predicts a little better and costs a read of the store.
+_EXPERIENCE_S = 1.0
 
 #: Messages whose jobs are dispatched in one call. More make fewer calls, and each holds up the store
 #: (and with it the answer that somebody waits for) for longer.
@@ -39,6 +42,8 @@ class Loop:
         self._sender = sender
         self._catalog = catalog
         self._hash = policy_hash(catalog)
+        self._experience = Experience()
+        self._read_again_s = 0.0
 
     def round(self) -> int:
         """Sends what there is room for; answers how many jobs moved.
@@ -49,13 +54,20 @@ class Loop:
         room = self._store(transitions.room())
         if not room.lanes:
             return 0
-        world = world_of(room, self._catalog)
-        takes = share_out(room.lanes, world, self._catalog, self._hash, int(time.time() * 1000))
+        now_ms = int(time.time() * 1000)
+        world = world_of(room.workers, room.busy, self._catalog, experience=self._learned(), now_ms=now_ms)
+        takes = share_out(room.lanes, world, self._catalog, self._hash, now_ms)
         if not takes:
             return 0
         # First, so that jobs don't collect attempts that never left this process.
         self._sender.connect()
         return self._place(self._store(transitions.take(takes)), world)
+
+    def _learned(self) -> Experience:
+        if time.monotonic() >= self._read_again_s:
+            self._experience = self._store(reads.experience())
+            self._read_again_s = time.monotonic() + _EXPERIENCE_S
+        return self._experience
 
     def _place(self, taken: Sequence[Taken], world: World) -> int:
         used: Counter[str] = Counter()
@@ -63,11 +75,14 @@ class Loop:
         rejections: list[Rejection] = []
         waiting: list[tuple[str, str]] = []
         moved = 0
+        decisions = _Decisions(self._catalog, self._hash, world)
         for job in taken:
-            decision = decide(job.spec, self._catalog, self._hash)
+            decision, dumped = decisions.of(job.spec)
             if not decision.plan:
-                error = refusal(job.spec, decision, self._catalog)
-                rejections.append(Rejection(job.spec.id, JobState.FAILED, error, decision.dump()))
+                error = refusal(job.spec, decision, self._catalog, world.now_ms)
+                late = error.code == DeadlineExceeded.code
+                state = JobState.EXPIRED if late else JobState.FAILED
+                rejections.append(Rejection(job.spec.id, state, error, dumped))
                 continue
             interactive = job.spec.priority == "interactive"
             place = _first_with_room(decision, world, used, interactive=interactive)
@@ -79,7 +94,7 @@ class Loop:
             used[place] += 1
             tier = self._catalog.by_deployment[place].tier
             limit = world.of(place).limit(interactive=interactive)
-            dispatches.setdefault(place, []).append(Dispatch(job.spec.id, place, tier, decision.dump(), limit))
+            dispatches.setdefault(place, []).append(Dispatch(job.spec.id, place, tier, dumped, limit))
         if rejections:
             self._store(transitions.reject(rejections))
         messages = [chunk for name, jobs in dispatches.items() for chunk in chunks(jobs, world.of(name))]
@@ -117,6 +132,24 @@ class Loop:
             raise
         full = [job_id for job_id, number in numbers.items() if number == FULL]
         return sum(len(numbered) for _, numbered in sent), full
+
+
+class _Decisions:
+    """The decisions of one round: jobs of one shape share theirs, and the bytes in which it is stored."""
+
+    def __init__(self, catalog: Catalog, hash_: str, world: World) -> None:
+        self._catalog = catalog
+        self._hash = hash_
+        self._world = world
+        self._by_shape: dict[Hashable, tuple[Decision, bytes]] = {}
+
+    def of(self, spec: JobSpec) -> tuple[Decision, bytes]:
+        key = shape(spec)
+        known = self._by_shape.get(key)
+        if known is None:
+            decision = decide(spec, self._catalog, self._hash, self._world)
+            known = self._by_shape[key] = decision, decision.dump()
+        return known
 
 
 T = TypeVar("T")

@@ -15,8 +15,13 @@ from pathlib import Path
 import click
 
 from fabric.cli.start import begin, config_option, host_option, port_option
+from fabric.contracts.catalog import Catalog, Deployment
+from fabric.contracts.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+#: Options of a vLLM that the worker starts itself: they mean nothing to one that runs already.
+_FOR_A_CHILD = frozenset(("args", "command", "env", "stop_timeout_s"))
 
 #: How long an idle connection stays open: longer than clients keep theirs, so that no request meets a
 #: connection that is just being closed.
@@ -82,19 +87,20 @@ def scheduler(config: Path | None) -> None:
 @click.argument("tier", type=click.Choice(["cpu", "gpu", "cloud"]))
 @config_option
 @click.option("--name", help="How Celery's tools show this worker. [default: the tier]")
-def worker(tier: str, config: Path | None, name: str | None) -> int:
+@click.option("--model", help="Serve only deployments of this model: its logical name, or the engine's. [default: all]")
+@click.option("--engine-url", help="vLLM that runs already, such as http://gpu-1:8000; else the worker starts it.")
+def worker(tier: str, config: Path | None, name: str | None, model: str | None, engine_url: str | None) -> int:
     """Run a worker of one tier: cpu, gpu or cloud."""
     settings = begin(config)
     from celery.exceptions import SecurityWarning
 
-    from fabric.contracts.errors import ConfigError
     from workers import service
 
     # Celery warns of root because of pickled messages; ours are JSON and nothing else is accepted.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    deployments = [d for d in settings.catalog.by_deployment.values() if d.tier == tier]
-    if not deployments:
-        raise ConfigError(f"The catalogue has no deployment of tier {tier}: add one to `models` in fabric.yaml.")
+    deployments = _served(settings.catalog, tier, model)
+    if engine_url:
+        deployments = [_attached(deployment, engine_url) for deployment in deployments]
     return service.run(
         redis_url=settings.redis_url,
         broker_url=settings.broker_url,
@@ -104,6 +110,33 @@ def worker(tier: str, config: Path | None, name: str | None) -> int:
         grace_s=settings.drain_s,
         log_level=settings.log_level,
     )
+
+
+def _served(catalog: Catalog, tier: str, model: str | None) -> list[Deployment]:
+    """
+    Raises:
+        ConfigError: there is none.
+    """
+    of_tier = [(m.name, d) for m in catalog.models for d in m.deployments if d.tier == tier]
+    if not of_tier:
+        raise ConfigError(f"The catalogue has no deployment of tier {tier}: add one to `models` in fabric.yaml.")
+    served = [d for name, d in of_tier if model in (None, name, d.name, d.model)]
+    if not served:
+        there_is = ", ".join(sorted({d.model or name for name, d in of_tier}))
+        raise ConfigError(f"The catalogue has no deployment of {model} on tier {tier}; there is {there_is}.")
+    return served
+
+
+def _attached(deployment: Deployment, url: str) -> Deployment:
+    """The same deployment on a server that somebody else runs.
+
+    Raises:
+        ConfigError: its engine is none that could run elsewhere.
+    """
+    if deployment.engine != "vllm":
+        raise ConfigError(f"--engine-url is for vLLM; {deployment.name} runs on {deployment.engine}.")
+    options = {name: value for name, value in deployment.options.items() if name not in _FOR_A_CHILD}
+    return deployment.model_copy(update={"base_url": url, "options": options})
 
 
 @click.command()

@@ -42,7 +42,8 @@ class Deployment(_Value):
     tier: Tier
     model: str = ""
     base_url: str | None = None
-    #: Where a hosted API's key is: the name of an environment variable, or a file. Never the key.
+    #: Where a hosted API's key is: the name of an environment variable, or a file (absolute, or from the
+    #: worker's working directory). Never the key.
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     api_key_file: str | None = Field(None, min_length=1)
     context_window: int = Field(4096, ge=16)
@@ -137,7 +138,9 @@ class Catalog(_Value):
     @model_validator(mode="after")
     def _default_policy_exists(self) -> Catalog:
         if self.default_policy not in self.by_policy:
-            raise ValueError(f"there is no policy `{self.default_policy}`; there are {', '.join(sorted(self.by_policy))}")
+            raise ValueError(
+                f"there is no policy `{self.default_policy}`; there are {', '.join(sorted(self.by_policy))}"
+            )
         return self
 
     @cached_property

@@ -109,7 +109,8 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
     """Checks a body for one of the three inference endpoints.
 
     Raises:
-        InvalidRequest: not JSON, not an object, or a field is wrong; ``param`` names it.
+        InvalidRequest: not JSON, not an object, or a field is wrong (also a policy that isn't there);
+            ``param`` names it.
         ModelNotFound: the catalogue has no such model.
     """
     adapter = _ADAPTERS.get(endpoint)
@@ -125,18 +126,19 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
         raise ModelNotFound(
             f"The model `{request.model}` doesn't exist here. GET /v1/models lists those that do.", param="model"
         )
-    if request.fabric and request.fabric.policy is not None and request.fabric.policy not in catalog.by_policy:
-        known = ", ".join(sorted(catalog.by_policy))
-        raise InvalidRequest(f"There is no such policy; there are {known}.", param="fabric.policy", code="unknown_policy")
+    options = request.fabric or _NO_OPTIONS
+    if options.policy is not None and options.policy not in catalog.by_policy:
+        message = f"There is no such policy; there are {', '.join(sorted(catalog.by_policy))}."
+        raise InvalidRequest(message, param="fabric.policy", code="unknown_policy")
     streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
-    options = None if isinstance(request, EmbeddingRequest) else request.stream_options
+    stream_options = None if isinstance(request, EmbeddingRequest) else request.stream_options
     return InferenceRequest(
         endpoint=endpoint,  # type: ignore[arg-type]  # a key of _ADAPTERS
         model=request.model,
         body={name: value for name, value in raw.items() if value is not None and name not in _NOT_FOR_ENGINES},
-        options=request.fabric or _NO_OPTIONS,
+        options=options,
         stream=streams,
-        include_usage=bool(options and options.include_usage),
+        include_usage=bool(stream_options and stream_options.include_usage),
         needs=_needs(endpoint, raw),
         prompt_tokens=_prompt_tokens(raw),
         max_output_tokens=raw.get("max_completion_tokens") or raw.get("max_tokens"),

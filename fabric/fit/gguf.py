@@ -50,9 +50,6 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     **{39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18)},
 }
 
-#: Fields of architectures with sliding windows, recurrent layers or latent attention.
-_FORGETFUL = ("attention.sliding_window", "ssm.state_size", "wkv.head_size", "attention.kv_lora_rank")
-
 _SPLIT_NAME = re.compile(r"^(.+)-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -121,11 +118,6 @@ class Header:
         return bool(self._number("pooling_type"))
 
     @property
-    def forgets(self) -> bool:
-        """Whether the KV cache is smaller than ``kv_values_per_token`` says."""
-        return any(self.metadata.get(f"{self.architecture}.{name}") for name in _FORGETFUL)
-
-    @property
     def parts(self) -> int:
         """Files that the model is split into."""
         count = self.metadata.get("split.count")
@@ -141,24 +133,6 @@ class Header:
             return "none"
         kind = weights.most_common(1)[0][0]
         return TENSOR_TYPES[kind][0] if kind in TENSOR_TYPES else f"type {kind}"
-
-    def kv_values_per_token(self) -> int | None:
-        """Numbers that the KV cache holds for one token, all layers together, if every layer keeps every
-        token: sum of KV heads x (key length + value length). An upper bound for models with sliding
-        windows, recurrent layers or latent attention. ``None`` when the header doesn't say."""
-        layers, width, heads = (
-            self._number(name) for name in ("block_count", "embedding_length", "attention.head_count")
-        )
-        if not layers or not width or not heads or layers > _KEPT_ITEMS:
-            return None
-        key = self._number("attention.key_length") or width // heads
-        value = self._number("attention.value_length") or width // heads
-        kv_heads = self.metadata.get(f"{self.architecture}.attention.head_count_kv", heads)
-        if isinstance(kv_heads, tuple):
-            total = sum(count for count in kv_heads if isinstance(count, int))
-        else:
-            total = layers * kv_heads if isinstance(kv_heads, int) else layers * heads
-        return total * (key + value)
 
     def _number(self, name: str) -> int | None:
         """A whole number of the model's architecture; of numbers per layer, the largest."""

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fabric.contracts.job import ENDPOINTS
-from fabric.gateway import batches, dead_letters, docs, files, health, jobs, models, openapi, tiers
+from fabric.gateway import batches, dead_letters, docs, files, health, jobs, models, openapi, route, tiers
 from fabric.gateway.edge import Edge, refuse_http, refuse_parameters
 from fabric.gateway.gateway import Gateway
 from fabric.gateway.inference import Inference
@@ -40,7 +40,7 @@ def create_app(settings: GatewaySettings) -> ASGIApp:
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.gateway = gateway
-    for module in (jobs, files, batches, models, tiers, dead_letters, health):
+    for module in (jobs, route, files, batches, models, tiers, dead_letters, health):
         app.include_router(module.router)
     _describe(app)
     app.add_exception_handler(HTTPException, refuse_http)

@@ -20,6 +20,7 @@ from fabric.gateway.listener import Listener
 from fabric.gateway.metrics import Metrics
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
+from fabric.routing import policy_hash
 from fabric.store import AsyncStore, Command
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Gateway:
         """
         self.settings = settings
         self.catalog = settings.catalog
+        self.policy_hash = policy_hash(settings.catalog)
         self.started_s = int(time.time())
         self.metrics = Metrics()
         self.store = AsyncStore(settings.redis_url, timeout_s=settings.store_timeout_s)

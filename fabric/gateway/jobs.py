@@ -48,14 +48,18 @@ async def submit(request: Request, caller: Identified, gateway: Here, _: NoParam
     events of the job."""
     key = idempotency_key(request.headers)
     body = await read_body(request.receive, request.headers, gateway.settings.body_limit_bytes)
-    asked = _parsed(body, gateway)
+    asked = parse_job(json_object(body), gateway)
     job = new_job(asked, caller, key, privacy=gateway.catalog.privacy.default, priority="standard")
     job_id = await gateway.intake.accept(job)
     return Json(await shown_job(gateway, caller, job_id), 202)
 
 
-def _parsed(body: bytes, gateway: Gateway) -> InferenceRequest:
-    raw = json_object(body)
+def parse_job(raw: dict[str, Any], gateway: Gateway) -> InferenceRequest:
+    """
+    Raises:
+        InvalidRequest: a field is wrong; ``param`` names it.
+        ModelNotFound: the catalogue has no such model.
+    """
     try:
         asked = JobRequest.model_validate(raw)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from fabric.contracts.openai import ChatCompletionRequest, CompletionRequest, Em
 from fabric.gateway import describe
 from fabric.gateway.batches import BatchRequest
 from fabric.gateway.jobs import JobRequest
+from fabric.gateway.route import ROUTED
 
 _DESCRIPTION = (
     "One door to every place a model can run. The OpenAI routes take what OpenAI's clients send; an unknown "
@@ -66,6 +67,7 @@ def description(app: FastAPI) -> dict[str, Any]:
     components.update(schemas["$defs"])
     components.update(describe.SCHEMAS)
     components["FileUpload"] = _UPLOAD
+    components["RouteRequest"] = {"oneOf": [describe.ref(model.__name__) for model in ROUTED]}
     return {**built, "paths": {**inference, **built["paths"]}}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -117,6 +117,8 @@ def _find(node: yaml.Node, location: Location) -> int:
 
 def _sentence(detail: ErrorDetails) -> str:
     location = tuple(detail["loc"])
+    if location[-1:] == ("[key]",):  # how pydantic says that a name is wrong, and not what it names
+        location = location[:-1]
     path = _dotted(location)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -139,11 +141,13 @@ def _dotted(location: Location) -> str:
 
 
 def _known_keys(location: Location) -> list[str]:
-    model: type[BaseModel] = Document
+    inside: Any = Document
     for step in location:
-        if isinstance(step, str):
-            model = _model_in(model.model_fields[step].annotation)
-    return list(model.model_fields)
+        if get_origin(inside) is dict:  # names of the user's own
+            inside = get_args(inside)[1]
+        elif isinstance(step, str):
+            inside = _model_in(inside).model_fields[step].annotation
+    return list(_model_in(inside).model_fields)
 
 
 def _model_in(annotation: Any) -> type[BaseModel]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from fabric.contracts.catalog import Catalog, Deployment, Model
 from fabric.contracts.errors import ConfigError
+from fabric.contracts.policy import BUILT_IN
 from fabric.settings import document, environment
 from fabric.settings.defaults import default_model, shipped_model
 from fabric.settings.settings import Document, Options, Settings, resolve
@@ -53,8 +54,17 @@ def _at(path: Path, folder: Path) -> Path:
 
 def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path | None) -> Catalog:
     chosen = Path(cpu_model).expanduser().absolute() if cpu_model else None
+    known = {**BUILT_IN, **written.policies}
+    if path and written.default_policy not in known:
+        line = document.line_of(path, ("default_policy",))
+        raise ConfigError(f"{path}:{line}: `default_policy` is wrong: use one of {', '.join(sorted(known))}.")
+    rules: dict[str, Any] = {
+        "privacy": written.privacy,
+        "policies": written.policies,
+        "default_policy": written.default_policy,
+    }
     if not written.models:
-        return Catalog(models=(default_model(chosen),), privacy=written.privacy)
+        return Catalog(models=(default_model(chosen),), **rules)
     unnamed = [d for m in written.models for d in m.deployments if d.engine == "llamacpp" and not d.model]
     if chosen and not unnamed:
         raise ConfigError(
@@ -63,7 +73,7 @@ def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path 
         )
     models = tuple(_with_files(model, folder, chosen) for model in written.models)
     try:
-        return Catalog(models=models, privacy=written.privacy)
+        return Catalog(models=models, **rules)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         line = document.line_of(path, ("models",)) if path else 1

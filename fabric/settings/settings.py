@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fabric.contracts.catalog import Catalog, Model, PrivacyRules
+from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 RedisUrl = Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")]
@@ -49,6 +50,9 @@ class Document(Options):
 
     models: tuple[Model, ...] = Field((), min_length=1)
     privacy: PrivacyRules = PrivacyRules()
+    policies: dict[PolicyName, Policy] = Field(default_factory=dict)
+    #: For requests that name none.
+    default_policy: str = DEFAULT_POLICY
 
 
 class Settings(BaseModel):

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from fabric.contracts.completion import Completion
+from fabric.contracts.experience import AnswerLength, Experience, Pace, fitted
 from fabric.contracts.job import Attempt, JobSpec, JobState, Measures
 from fabric.store.command import Command
 
@@ -164,6 +165,32 @@ def parked_count() -> Command[int]:
 def pace() -> Command[dict[str, float]]:
     """Deployment -> mean seconds from dispatch to end of its jobs; recent jobs count most."""
     return Command(("HGETALL", f"{_PREFIX}pace"), lambda a: {k.decode(): float(v) for k, v in _pairs(a).items()})
+
+
+def experience() -> Command[Experience]:
+    """What succeeded jobs have taught of every deployment's pace and every model's answers."""
+    return Command(("HGETALL", f"{_PREFIX}experience"), _experience)
+
+
+def _experience(answer: Any) -> Experience:
+    paces, lengths = {}, {}
+    for name, value in _pairs(answer).items():
+        kind, endpoint, of = name.decode().split(" ", 2)
+        means = orjson.loads(value)
+        if kind == "length":
+            lengths[endpoint, of] = AnswerLength(int(means["n"]), int(means["at"]), means["tokens"])
+            continue
+        base_s, slope_s = fitted(means["first_n"], means["x"], means["y"], means["xx"], means["xy"])
+        paces[endpoint, of] = Pace(
+            samples=int(means["n"]),
+            updated_ms=int(means["at"]),
+            engine_s=means["engine_s"],
+            base_s=base_s,
+            per_prompt_token_s=slope_s,
+            per_output_token_s=means["token_s"],
+            first_tokens=int(means["first_n"]),
+        )
+    return Experience(paces, lengths)
 
 
 def live_count() -> Command[int]:

@@ -70,7 +70,7 @@ def run_batch(fabric: FabricUp, source: Path, lines: int) -> Drained:
             batch = _ok(http.get(f"/v1/batches/{batch['id']}"))
         counts = batch["request_counts"]
         if batch["status"] != "completed" or counts["completed"] != lines:
-            raise Void(f"the batch ended as {batch['status']}: {counts}")
+            raise Void(f"the batch ended as {batch['status']}: {counts} {_first_error(http, batch['error_file_id'])}")
         written = _lines_of(http, batch["output_file_id"])
         if written != lines:
             raise Void(f"the output file has {written} lines instead of {lines}")
@@ -86,6 +86,10 @@ def _ok(answer: httpx.Response) -> dict[str, Any]:
         raise Void(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text[:300]}")
     values: dict[str, Any] = answer.json()
     return values
+
+
+def _first_error(http: httpx.Client, file_id: str | None) -> str:
+    return http.get(f"/v1/files/{file_id}/content").text.partition("\n")[0][:500] if file_id else ""
 
 
 def _lines_of(http: httpx.Client, file_id: str) -> int:
@@ -143,7 +147,7 @@ def measure(lines: int, rounds: int, celery_jobs: int) -> Report:
             for _ in range(rounds):
                 drains.append(run_batch(fabric, source, lines))
                 celery_s.append(celery.drain(celery_jobs))
-        used = fabric.cpu_s() - before
+        used = fabric.cpu_since(before)
     value = rounds * lines / sum(drained.whole_s for drained in drains)
     direct = len(celery_s) * celery_jobs / sum(celery_s)
     accept_s = sum(drained.accept_s for drained in drains) / rounds

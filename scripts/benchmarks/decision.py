@@ -9,8 +9,9 @@ import click
 from benchmarks.command import benchmark
 from benchmarks.report import Budget, Report, Table, percentile
 from fabric.contracts.catalog import TIERS, Catalog, Deployment, Model, Price
+from fabric.contracts.experience import AnswerLength, Experience, Pace
 from fabric.contracts.job import JobSpec
-from scheduler.plan import decide, policy_hash
+from fabric.routing import DeploymentState, World, decide, policy_hash
 
 CANDIDATES = 20
 BUDGET_US = 100.0
@@ -50,16 +51,29 @@ def catalog() -> Catalog:
     return Catalog(models=(Model(name="m", deployments=tuple(deployments)),))
 
 
+def world(catalog: Catalog) -> World:
+    """Every place has a worker and a past, so that a decision has all that it may have to do."""
+    endpoint = "/v1/chat/completions"
+    now_ms = 1_000_000
+    pace = Pace(
+        50, now_ms, engine_s=2.0, base_s=0.1, per_prompt_token_s=0.001, per_output_token_s=0.01, first_tokens=50
+    )
+    experience = Experience(
+        {(endpoint, name): pace for name in catalog.by_deployment}, {(endpoint, "m"): AnswerLength(50, now_ms, 200.0)}
+    )
+    return World({name: DeploymentState(1, 8, 16, 9) for name in catalog.by_deployment}, experience, now_ms)
+
+
 def measure(seconds: float) -> Report:
     places = catalog()
-    hash_ = policy_hash(places)
+    hash_, now = policy_hash(places), world(places)
     times: dict[str, list[float]] = {name: [] for name in _JOBS}
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for name, spec in _JOBS.items():
             started = time.perf_counter()
             for _ in range(_TOGETHER):
-                decide(spec, places, hash_)
+                decide(spec, places, hash_, now)
             times[name].append((time.perf_counter() - started) / _TOGETHER * 1e6)
     medians = {name: percentile(sorted(taken), 0.5) for name, taken in times.items()}
     slowest = max(medians.values())

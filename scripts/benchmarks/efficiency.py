@@ -71,7 +71,7 @@ def measure(seconds: float, tokens: int) -> Report:
             load.run(replace(plan, warmup_s=0.0, seconds=0.0, requests=2 * IN_FLIGHT))
         before = fabric.cpu_s()
         samples = [(load.run(direct), load.run(through)) for _ in range(rounds)]
-        used = fabric.cpu_s() - before
+        used = fabric.cpu_since(before)
     alone, whole = (total(side) for side in zip(*samples, strict=True))
     rates = alone.tokens / alone.seconds, whole.tokens / whole.seconds
     answers = round(whole.answers * (1 + rounds * _WARMUP_S / whole.seconds))

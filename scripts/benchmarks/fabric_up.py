@@ -38,9 +38,20 @@ class FabricUp:
     def pid(self, name: str) -> int:
         return int(self._run()["processes"][name]["pid"])
 
-    def cpu_s(self) -> Counter[str]:
+    def cpu_s(self) -> dict[str, float]:
         """Process -> seconds of processor time until now."""
-        return Counter({name: cpu_s(process["pid"]) for name, process in self._run()["processes"].items()})
+        return {name: cpu_s(process["pid"]) for name, process in self._run()["processes"].items()}
+
+    def cpu_since(self, before: dict[str, float]) -> Counter[str]:
+        """Process -> seconds of processor time since ``cpu_s`` was asked.
+
+        Raises:
+            Void: a process died on the way.
+        """
+        died = [name for name, process in self._run()["processes"].items() if process["restarts"]]
+        if died:
+            raise Void(f"had to be started again: {', '.join(died)}")
+        return Counter({name: seconds - before[name] for name, seconds in self.cpu_s().items()})
 
     def ready(self) -> bool:
         """

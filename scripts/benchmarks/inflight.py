@@ -68,7 +68,7 @@ def measure(seconds: float, rounds: int) -> Report:
             batch_id = ledger.rows("SELECT id FROM batches ORDER BY created_ms DESC LIMIT 1")[0][0]
             finished = [row[0] for row in ledger.rows("SELECT finished_ms FROM usage WHERE batch_id = ?", batch_id)]
             rates.append(steady_rate(finished))
-        used = fabric.cpu_s() - before
+        used = fabric.cpu_since(before)
     value, bare = sum(rates) / rounds, sum(direct) / rounds
     share = value / IDEAL
     return Report(

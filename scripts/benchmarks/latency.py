@@ -32,7 +32,7 @@ def measure(requests: int) -> Report:
             load.run(replace(plan, requests=_WARMUP))
         before = fabric.cpu_s()
         samples = [(load.run(direct), load.run(through)) for _ in range(rounds)]
-        used = fabric.cpu_s() - before
+        used = fabric.cpu_since(before)
         ledger = LedgerFile(fabric.data_dir)
         ledger.wait_for_jobs(_WARMUP + rounds * each)
         stages = ledger.stages()

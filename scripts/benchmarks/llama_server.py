@@ -14,8 +14,9 @@ from pathlib import Path
 from benchmarks.processes import Void, program
 from fabric.contracts.catalog import Deployment
 from fabric.fit.gguf import read_model
+from fabric.fit.memory import available_memory
 from workers.engines.llamacpp import options
-from workers.engines.llamacpp.machine import available_memory, physical_cores
+from workers.engines.llamacpp.machine import physical_cores
 
 _PROGRAM = str(Path(options.__file__).with_name("child.py"))
 #: As a worker sets it: without it llama.cpp's idle threads burn the core that the client needs.

@@ -32,7 +32,7 @@ def measure(seconds: float, connections: int) -> Report:
         for _ in range(rounds):
             samples.append((load.run(direct), load.run(through)))
             busy.append(load.busy)
-        used = fabric.cpu_s() - before
+        used = fabric.cpu_since(before)
     alone, whole = (total(side) for side in zip(*samples, strict=True))
     rates = alone.answers / alone.seconds, whole.answers / whole.seconds
     p50, p99 = ([percentile(s.latencies_s, share) * 1000 for s in (alone, whole)] for share in (0.5, 0.99))

@@ -48,6 +48,29 @@ def test_a_dead_workers_jobs_are_claimed_by_another_within_ten_seconds(new_fabri
         assert again.claimed_ms - killed_ms <= 10_000
 
 
+def test_a_worker_that_was_taken_for_dead_and_comes_back_changes_nothing(new_fabric: Start) -> None:
+    fabric = new_fabric("valkey", {"slow": {"slots": 2, "options": {"latency_ms": 1_000}}})
+    fabric.scheduler()
+    frozen = fabric.worker("frozen")
+    jobs = fabric.accept("slow", 2)
+    fabric.until(lambda: {fabric.record(job).state for job in jobs} == {JobState.RUNNING})
+    frozen.signal(signal.SIGSTOP)
+    fabric.worker("other")
+    ends = fabric.ended(jobs)
+    assert {(end.state, end.attempt) for end in ends} == {("succeeded", 2)}
+    frozen.signal(signal.SIGCONT)
+    fabric.until(lambda: (info := fabric.info(frozen)) is not None and sum(info.running.values()) == 0)
+    later = fabric.accept("slow", 8)
+    assert {end.state for end in fabric.ended([*jobs, *later])} == {"succeeded"}
+
+
+def test_a_worker_can_be_stopped_while_it_waits_for_its_broker(new_fabric: Start) -> None:
+    fabric = new_fabric("valkey", {"quick": {}}, FABRIC_BROKER_URL="amqp://127.0.0.1:1//")
+    worker = fabric.start("worker", "cpu")
+    fabric.until(lambda: "waiting for the broker" in worker.said)
+    assert worker.stop() == 0
+
+
 def test_a_worker_that_is_told_to_stop_finishes_what_it_has(new_fabric: Start) -> None:
     fabric = new_fabric("valkey", {"slow": {"slots": 4, "options": {"latency_ms": 1_500}}}, FABRIC_DRAIN_S="30")
     fabric.scheduler()

@@ -36,6 +36,23 @@ REPORT = {
     "elapsed_s": 2.0,
     "tokens_per_s": 3.0,
 }
+PLACE = {
+    "deployment": "m-cpu",
+    "tier": "cpu",
+    "score": 0.0,
+    "expected_cost_usd": 0.00002,
+    "expected_finish_s": 2.5,
+    "expected_first_token_s": None,
+    "expected_wait_s": 0.25,
+    "measured": True,
+    "live": True,
+}
+DECISION = {
+    "policy": "local-first",
+    "policy_hash": "abc",
+    "plan": [PLACE, {**PLACE, "deployment": "m-gpu", "live": False, "measured": False, "expected_wait_s": None}],
+    "eliminated": [{"deployment": "m-cloud", "reason": "privacy", "detail": "not there"}],
+}
 #: A line separator as Unicode has it: no line end in server-sent events or JSON lines.
 ODD = "one\u2028two"
 
@@ -65,6 +82,9 @@ class Api:
     events: list[dict[str, Any]] = field(default_factory=list)
     breaks: list[int] = field(default_factory=list)
     job: dict[str, Any] = field(default_factory=dict)
+    routed: dict[str, Any] = field(
+        default_factory=lambda: {"object": "route", "decision": DECISION, "chosen": PLACE, "error": None}
+    )
     batch: dict[str, Any] = field(default_factory=dict)
     batches_by_key: dict[str, str] = field(default_factory=dict)
     #: Looks at the batch until it has ended.
@@ -89,6 +109,8 @@ class Api:
                 return JSONResponse({"object": "list", "data": []})
             case "POST", ["chat", "completions"]:
                 return self._chat(body)
+            case "POST", ["route"]:
+                return JSONResponse(self.routed)
             case "POST", ["jobs"]:
                 return JSONResponse({"id": "job_1", "state": "queued"}, 202)
             case "GET", ["jobs"]:

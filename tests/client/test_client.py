@@ -55,6 +55,28 @@ def test_messages_and_the_model_go_as_they_are_given(api: Any) -> None:
     assert api.calls("GET", "/v1/models") == []
 
 
+def test_route_asks_without_running_anything(api: Any) -> None:
+    with Client() as client:
+        routed = client.route("hello", max_tokens=5, fabric={"privacy": "restricted"})
+        assert client.route({"input": "x"}, model="other") == routed
+    assert (routed["object"], routed["chosen"]["deployment"]) == ("route", "m-cpu")
+    (headers, body), (_, embeddings) = api.calls("POST", "/v1/route")
+    assert body == {
+        "model": "assistant",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 5,
+        "fabric": {"privacy": "restricted"},
+    }
+    assert embeddings == {"model": "other", "input": "x"}
+    assert "idempotency-key" not in headers
+    assert {path for _, path, _, _ in api.seen} == {"/v1/models", "/v1/route"}
+
+
+async def test_asyncio_route(api: Any) -> None:
+    async with AsyncClient() as client:
+        assert (await client.route("hello"))["chosen"]["tier"] == "cpu"
+
+
 def test_a_stream_yields_its_pieces_whatever_is_in_them(api: Any) -> None:
     with Client() as client:
         assert [piece.text for piece in client.chat(f"a {ODD} b", stream=True)] == ["a", ODD, "b"]

@@ -165,3 +165,71 @@ def test_jobs_ls_show_and_cancel(api: Any, job: dict[str, Any], capsys: pytest.C
     assert "attempt 1: succeeded at m-cpu (cpu)" in capsys.readouterr().out
     assert run(["jobs", "cancel", "job_1", "job_2"]) == 0
     assert capsys.readouterr().out == "job_1 cancelled\njob_2 cancelled\n"
+
+
+def test_route_says_where_and_why(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--privacy", "restricted", "--policy", "mine", "--deadline-s", "9", "--max-cost-usd", "0.5"]
+    assert run(["route", "hi", "--model", "m", "--max-tokens", "5", *options]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:2] == ["to m-cpu (cpu)", "policy local-first (rules abc)"]
+    assert shown[3].split() == ["1", "m-cpu", "cpu", "0", "$0.000020", "0.25", "s", "-", "2.50", "s", "measured"]
+    assert shown[4].endswith("no live worker")
+    assert shown[5] == "not m-cloud: privacy (not there)"
+    [(_, body)] = api.calls("POST", "/v1/route")
+    fabric = {"privacy": "restricted", "policy": "mine", "deadline_s": 9.0, "max_cost_usd": 0.5}
+    assert (body["model"], body["max_tokens"], body["fabric"]) == ("m", 5, fabric)
+    assert api.calls("POST", "/v1/jobs") == []
+
+
+def test_route_prints_json(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["route", "hi", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == api.routed
+
+
+def test_route_to_nowhere_says_what_the_request_would_get(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = {**api.routed["decision"], "plan": []}
+    error = {"status": 422, "message": "Nothing is left."}
+    api.routed = {"object": "route", "decision": decision, "chosen": None, "error": error}
+    assert run(["route", "hi"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert (shown[0], shown[-1]) == ("nowhere", "it would be answered with 422: Nothing is left.")
+
+
+def test_policy_explain_shows_the_jobs_decision(
+    api: Any, job: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.job = {**job, "privacy": "internal", "decision": api.routed["decision"]}
+    assert run(["policy", "explain", "job_1"]) == 0
+    shown = capsys.readouterr().out
+    assert "job_1 succeeded, label internal\npolicy local-first (rules abc)\n" in shown
+    assert "not m-cloud: privacy (not there)\nattempt 1: succeeded at m-cpu (cpu)\n" in shown
+    assert run(["policy", "explain", "job_1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decision"] == api.routed["decision"]
+
+
+def test_policy_explain_without_a_decision(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    api.job = {"id": "job_1", "state": "queued", "decision": None}
+    assert run(["policy", "explain", "job_1"]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no decision of job_1: it still waits for room.")
+
+
+def test_policy_check_shows_what_a_file_says(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("f.yaml").write_text(
+        "models:\n  - name: m\n    deployments: [{engine: mock, tier: cpu}, {engine: mock, tier: cloud}]\n"
+        "policies: {mine: {kind: cheapest, max_latency_s: 20}}\ndefault_policy: mine\n"
+    )
+    assert run(["policy", "check", "f.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert ["mine", "(default)", "cheapest", "20", "s", "-", "-"] in [line.split() for line in shown.splitlines()]
+    assert "m      internal      m-cpu, m-cloud\nm      confidential  m-cpu\n" in shown
+    assert run(["policy", "check", "f.yaml", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["default_policy"]) == (True, "mine")
+    assert told["policies"]["mine"] == {"kind": "cheapest", "max_latency_s": 20.0}
+    assert told["places"][3] == {"model": "m", "privacy": "restricted", "deployments": ["m-cpu"]}
+
+
+def test_policy_check_names_the_line_of_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("f.yaml").write_text("policies:\n  mine:\n    knid: cheapest\n")
+    assert run(["policy", "check", "f.yaml"]) == 78
+    assert "f.yaml:3: unknown key `policies.mine.knid`; did you mean `kind`?" in capsys.readouterr().err

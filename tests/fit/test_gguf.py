@@ -57,8 +57,7 @@ def test_the_shipped_model() -> None:
     header = read_model(shipped_model())
     assert (header.version, header.architecture, header.quantisation) == (3, "llama", "Q8_0")
     assert (header.context_length, header.embedding_length, header.vocabulary) == (1024, 256, 4096)
-    assert header.chat_template and header.generates and header.pools and not header.forgets
-    assert header.kv_values_per_token() == 4 * 4 * (32 + 32)
+    assert header.chat_template and header.generates and header.pools
     assert header.file_size == shipped_model().stat().st_size
     last = max(header.tensors, key=lambda tensor: tensor.offset)
     assert header.file_size - 32 < header.data_offset + last.offset + last.size <= header.file_size
@@ -108,21 +107,6 @@ def test_tensors_and_where_they_lie() -> None:
     assert header.data_offset % 32 == 0
     aligned = read(gguf({"general.alignment": (4, 64)}, data=128))
     assert aligned.data_offset % 64 == 0
-
-
-def test_kv_cache_of_layers_that_differ() -> None:
-    fields = {
-        "llama.block_count": (4, 3),
-        "llama.embedding_length": (4, 64),
-        "llama.attention.head_count": (4, 8),
-        "llama.attention.head_count_kv": (9, (4, [8, 2, 0])),
-        "llama.attention.key_length": (4, 16),
-    }
-    assert read(gguf(fields)).kv_values_per_token() == (8 + 2 + 0) * (16 + 8)
-    del fields["llama.attention.head_count_kv"]
-    assert read(gguf(fields)).kv_values_per_token() == 3 * 8 * (16 + 8)
-    del fields["llama.block_count"]
-    assert read(gguf(fields)).kv_values_per_token() is None
 
 
 def test_encoders_do_not_generate() -> None:
@@ -203,7 +187,7 @@ def test_a_damaged_file_is_a_header_or_refused(changes: list[tuple[int, int]]) -
         return
     # Whatever the values are now, asking for them works.
     _ = header.architecture, header.context_length, header.vocabulary, header.quantisation, header.parts
-    _ = header.chat_template, header.generates, header.pools, header.forgets, header.kv_values_per_token()
+    _ = header.chat_template, header.generates, header.pools
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

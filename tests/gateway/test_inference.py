@@ -90,7 +90,8 @@ class TestOptions:
     def test_the_fabrics_own_reach_the_job_and_not_the_engine(
         self, by_hand: Worker, client: openai.OpenAI, meanwhile: Meanwhile
     ) -> None:
-        options = {"privacy": "restricted", "priority": "batch", "tags": ["a"], "max_cost_usd": 0.5, "policy": "p"}
+        own = {"privacy": "restricted", "priority": "batch", "tags": ["a"]}
+        options = {**own, "max_cost_usd": 0.5, "policy": "cheapest"}
         call = client.chat.completions.create
         waiting = meanwhile(call, **chat(temperature=0.5, extra_body={"fabric": options}))
         job = by_hand.next()
@@ -98,7 +99,7 @@ class TestOptions:
         waiting.result()
         spec = job.spec
         assert (spec.privacy, spec.priority, spec.tags) == ("restricted", "batch", ("a",))
-        assert (spec.max_cost_usd, spec.policy) == (0.5, "p")
+        assert (spec.max_cost_usd, spec.policy) == (0.5, "cheapest")
         assert set(job.body) == {"messages", "temperature"}
 
     def test_without_them_somebody_waits(self, by_hand: Worker, http: httpx.Client, meanwhile: Meanwhile) -> None:

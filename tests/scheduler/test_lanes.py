@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision, Scored
 from fabric.contracts.job import DUE_MS, PRIORITIES, JobSpec, Priority
+from fabric.routing import DeploymentState, World
 from fabric.store.transitions import Lane, side_lane
 from scheduler.lanes import ROUND, order, places_of, share_out, waiting_lane
-from scheduler.world import DeploymentState, World
 
 NAMES = "abc"
 CATALOG = Catalog.model_validate(

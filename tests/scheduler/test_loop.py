@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import orjson
 import pytest
 
 from fabric.contracts.catalog import Catalog, Deployment
+from fabric.contracts.decision import Decision
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.message import Chunk
 from fabric.contracts.worker import WorkerInfo
+from fabric.routing import DeploymentState, decide
 from fabric.store import Command, Store, reads, transitions
 from fabric.store.transitions import NewJob
 from scheduler.loop import Loop, chunks
-from scheduler.world import DeploymentState
 
 CATALOG = Catalog.model_validate(
     {
@@ -32,6 +35,9 @@ CATALOG = Catalog.model_validate(
         ]
     }
 )
+
+
+CHAT = "/v1/chat/completions"
 
 
 class Remembers:
@@ -228,6 +234,67 @@ class TestABrokerThatIsAway:
         scene.sender.away = set()
         assert scene.until_it_rests() == 4
         assert {attempt for chunk in scene.sender.sent for _, attempt in chunk.jobs} == {2}
+
+
+class TestWhatIsKnownOfThePlaces:
+    def slow(self, scene: Scene, **token_s: float) -> None:
+        """Jobs have taken so long per token of an answer of 100."""
+        now_ms = int(time.time() * 1000)
+        pace = {"n": 50, "at": now_ms, "first_n": 0, "x": 0, "y": 0, "xx": 0, "xy": 0}
+        fields = {
+            f"pace {CHAT} {name.replace('_', '-')}": orjson.dumps({**pace, "engine_s": 100 * s, "token_s": s})
+            for name, s in token_s.items()
+        }
+        length = orjson.dumps({"n": 50, "at": now_ms, "tokens": 100})
+        scene.store.redis.hset("fabric:experience", mapping={**fields, f"length {CHAT} m": length})
+
+    def test_a_deadline_that_the_first_choice_would_miss_sends_the_job_on(self, scene: Scene) -> None:
+        scene.worker("w1", m_cpu=4)
+        scene.worker("w2", m_cloud=4)
+        self.slow(scene, m_cpu=10.0, m_cloud=0.01)
+        in_a_minute = int(time.time() * 1000) + 60_000
+        (late,) = scene.accept(deadline_ms=in_a_minute)
+        (patient,) = scene.accept()
+        scene.until_it_rests()
+        assert scene.sender.jobs == {late: "m-cloud", patient: "m-cpu"}
+        decision = scene.record(late).decision
+        assert decision is not None
+        assert [out["reason"] for out in decision["eliminated"]] == ["deadline"]
+        assert decision["plan"][0]["expected_finish_s"] == pytest.approx(1.0)
+        assert decision["plan"][0]["measured"] is True
+
+    def test_one_that_every_place_would_miss_ends_the_job_with_the_reason(self, scene: Scene) -> None:
+        scene.worker("w1", m_cpu=4, m_cloud=4)
+        self.slow(scene, m_cpu=10.0, m_cloud=10.0)
+        (job,) = scene.accept(deadline_ms=int(time.time() * 1000) + 60_000)
+        scene.until_it_rests()
+        record = scene.record(job)
+        assert record.state is JobState.EXPIRED
+        assert record.error is not None
+        assert record.error["code"] == "deadline_exceeded"
+        assert "m-cpu: deadline" in record.error["message"]
+
+    def test_a_place_without_workers_comes_last_in_the_plan(self, scene: Scene) -> None:
+        scene.worker("w2", m_cloud=4)
+        (job,) = scene.accept()
+        scene.until_it_rests()
+        decision = scene.record(job).decision
+        assert decision is not None
+        assert [(c["deployment"], c["live"]) for c in decision["plan"]] == [("m-cloud", True), ("m-cpu", False)]
+
+    def test_jobs_of_one_shape_are_decided_once_a_round(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        decided: list[JobSpec] = []
+
+        def counted(spec: JobSpec, *rest: Any) -> Decision:
+            decided.append(spec)
+            return decide(spec, *rest)
+
+        monkeypatch.setattr("scheduler.loop.decide", counted)
+        scene.worker(m_cpu=40)
+        jobs = scene.accept(20, prompt_tokens=5) + scene.accept(20, prompt_tokens=6)
+        assert scene.loop.round() == 40
+        assert sorted(scene.sender.jobs) == jobs
+        assert len(decided) == 2
 
 
 class Killed(BaseException):

@@ -8,6 +8,7 @@ import pytest
 
 from fabric import settings
 from fabric.contracts.errors import ConfigError
+from fabric.contracts.policy import POLICY_KINDS
 from fabric.settings.settings import SOCKET_PATH_LIMIT, broker_on
 
 MODELS = "models:\n  - name: m\n    deployments:\n      - {engine: mock, tier: cpu}\n"
@@ -111,12 +112,36 @@ def test_a_cpu_model_variable_that_nothing_would_use_is_an_error() -> None:
         ("port: [1\n", "fabric.yaml:2: expected ',' or ']'"),
         ("- 1\n", "fabric.yaml:1: the file must hold keys and values"),
         (MODELS + MODELS.removeprefix("models:\n"), "fabric.yaml:1: `models`: model name used twice: m"),
-        ("policies: {}\n", "fabric.yaml:1: unknown key `policies`."),
+        ("rules: {}\n", "fabric.yaml:1: unknown key `rules`."),
+        ("policies:\n  p: {kind: cheepest}\n", "fabric.yaml:2: `policies.p.kind` is wrong: use 'local-first'"),
+        ("policies:\n  p:\n    kind: cheapest\n    max_lag: 1\n", "fabric.yaml:4: unknown key `policies.p.max_lag`"),
+        ("policies:\n  p: {kind: weighted}\n", "fabric.yaml:2: `policies.p` is wrong: a `weighted` policy needs"),
+        (
+            "policies:\n  p:\n    kind: weighted\n    weights: {cots: 1}\n",
+            "fabric.yaml:4: unknown key `policies.p.weights.cots`; did you mean `cost`? Known here: cost, latency,",
+        ),
+        (
+            "policies:\n  p: {kind: cheapest, weights: {cost: 1}}\n",
+            "fabric.yaml:2: `policies.p` is wrong: `weights` are for `kind: weighted`",
+        ),
+        ("policies:\n  p: {kind: weighted, weights: {}}\n", "fabric.yaml:2: `policies.p.weights` is wrong: at least"),
+        ("policies:\n  a b: {kind: fastest}\n", "fabric.yaml:2: `policies.a b` is wrong: String should match"),
+        ("\ndefault_policy: mine\n", "fabric.yaml:2: `default_policy` is wrong: use one of best-quality, cheapest,"),
         ("redis_url: http://x\n", "fabric.yaml:1: `redis_url` is wrong: String should match pattern"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(text: str, expected: str) -> None:
     assert complaint(text).startswith(expected)
+
+
+def test_policies_reach_the_catalogue_beside_the_built_in_ones() -> None:
+    policies = "policies:\n  mine: {kind: weighted, max_cost_usd: 0.01, weights: {cost: 2, quality: 1}}\n"
+    for models in ("", MODELS):
+        catalog = settings.load(write(policies + "default_policy: mine\n" + models), {}).catalog
+        assert set(catalog.by_policy) == {*POLICY_KINDS, "mine"}
+        assert catalog.default_policy == "mine"
+        assert catalog.by_policy["mine"].max_cost_usd == 0.01
+    assert settings.load(write(MODELS), {}).catalog.default_policy == "local-first"
 
 
 def test_all_complaints_come_at_once_and_in_order() -> None:

@@ -75,6 +75,9 @@ def serve_command(deployment: Deployment, options: VllmOptions, port: int) -> li
         command += ["--max-model-len", str(deployment.context_window)]
     if "max-num-seqs" not in given and deployment.slots:
         command += ["--max-num-seqs", str(deployment.slots)]
+    if "disable-uvicorn-access-log" not in given:
+        # A line for every request, and for every look at the load, would hide what is news.
+        command.append("--disable-uvicorn-access-log")
     return command + (_words(options.args) if isinstance(options.args, dict) else list(options.args))
 
 

@@ -76,12 +76,17 @@ local FIELDS = { 'state', 'attempt', 'lane', 'due', 'deployment', 'tier', 'worke
   'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream',
   'spec' }
 
+-- What `finish` needs of a running job. Each field read costs, and most jobs end without a detour.
+local ENDING = { 'state', 'attempt', 'deployment', 'tier', 'worker', 'quiet', 'watchers', 'accepted_at',
+  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec' }
+
 -- The record's bookkeeping as a table, or nil when there is no such job.
-local function load(id)
-  local values = redis.call('HMGET', job_key(id), unpack(FIELDS))
+local function load(id, names)
+  names = names or FIELDS
+  local values = redis.call('HMGET', job_key(id), unpack(names))
   if not values[1] then return nil end
   local j = {}
-  for i, name in ipairs(FIELDS) do j[name] = values[i] or nil end
+  for i, name in ipairs(names) do j[name] = values[i] or nil end
   return j
 end
 
@@ -101,6 +106,61 @@ local function keep_paces()
   end
 end
 
+-- What succeeded jobs teach of the next ones: per endpoint and deployment how quick it is, per endpoint and
+-- model how long its answers get. Two calls for all the jobs of a script, however many they are.
+local EXPERIENCE = P .. 'experience'
+local lessons, learned = {}, false
+
+-- A mean of `n` values, the newest included: of the first ones plain, then the newest count most.
+local function toward(mean, value, n) return mean + math.max(PACE_WEIGHT, 1 / n) * (value - mean) end
+
+local function lesson_of(pace, length)
+  if not lessons[pace] or not lessons[length] then
+    local known = redis.call('HMGET', EXPERIENCE, pace, length)
+    lessons[pace] = lessons[pace] or (known[1] and cjson.decode(known[1]))
+      or { n = 0, at = 0, engine_s = 0, token_s = 0, first_n = 0, x = 0, y = 0, xx = 0, xy = 0 }
+    lessons[length] = lessons[length] or (known[2] and cjson.decode(known[2])) or { n = 0, at = 0, tokens = 0 }
+  end
+  return lessons[pace], lessons[length]
+end
+
+local function learn(j, measures, at)
+  local endpoint, model = string.match(j.spec, '^{"id":"[^"]*","endpoint":"([^"]*)","model":"([^"]*)"')
+  local m = cjson.decode(measures)
+  local prompt = tonumber(string.match(j.spec, '"prompt_tokens":(%d+)') or 0)
+  local engine, tokens, first = tonumber(m.engine_s), tonumber(m.usage.output_tokens), tonumber(m.first_token_s)
+  if not endpoint or not engine or engine <= 0 then return end
+  local pace, length = lesson_of('pace ' .. endpoint .. ' ' .. j.deployment, 'length ' .. endpoint .. ' ' .. model)
+  pace.n, pace.at = pace.n + 1, at
+  pace.engine_s = toward(pace.engine_s, engine, pace.n)
+  if tokens > 0 then
+    length.n, length.at = length.n + 1, at
+    length.tokens = toward(length.tokens, tokens, length.n)
+    pace.token_s = toward(pace.token_s, math.max(0, engine - (first or 0)) / tokens, pace.n)
+  else
+    first = first or engine -- embeddings: all of it goes by the prompt
+  end
+  if first then
+    local n = pace.first_n + 1
+    pace.first_n = n
+    pace.x, pace.y = toward(pace.x, prompt, n), toward(pace.y, first, n)
+    pace.xx, pace.xy = toward(pace.xx, prompt * prompt, n), toward(pace.xy, prompt * first, n)
+  end
+  learned = true
+end
+
+local function keep_experience()
+  if not learned then return end
+  local fields = {}
+  for name, lesson in pairs(lessons) do
+    if lesson.n > 0 then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = cjson.encode(lesson)
+    end
+  end
+  redis.call('HSET', EXPERIENCE, unpack(fields))
+end
+
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
@@ -108,7 +168,11 @@ local function finish(id, j, state, o)
   local at, key, quiet = int(now), job_key(id), j.quiet == '1'
   local error, measures = o.error or '', o.measures or ''
   leave(id, j)
-  if state == 'succeeded' then note_pace(j, now) end
+  if state == 'succeeded' then
+    note_pace(j, now)
+    -- Measures that can't be read teach nothing: they must not stop an outcome half way.
+    if measures ~= '' then pcall(learn, j, measures, now) end
+  end
   if j.deadline then redis.call('ZREM', P .. 'deadlines', id) end
   redis.call('ZREM', P .. 'live', id)
   redis.call('HSET', key, 'state', state, 'finished_at', at, 'error', error, 'measures', measures)

@@ -4,7 +4,7 @@
 local answers = {}
 for i = 2, #ARGV, 6 do
   local id = ARGV[i]
-  local j = load(id)
+  local j = load(id, ENDING)
   if j and j.state == 'running' and j.attempt == ARGV[i + 1] then
     finish(id, j, ARGV[i + 2], { result = ARGV[i + 3], error = ARGV[i + 4], measures = ARGV[i + 5], ttl = ARGV[1] })
     answers[#answers + 1] = 1
@@ -14,4 +14,5 @@ for i = 2, #ARGV, 6 do
   end
 end
 keep_paces()
+keep_experience()
 return answers

@@ -107,18 +107,27 @@ def alive(pids: list[int]) -> list[int]:
     ],
 )
 def test_the_command_that_serves(options: dict[str, Any], words: str) -> None:
-    given = deployment(options=options)
-    command = serve_command(given, options_of(given, VllmOptions), 8001)
-    assert " ".join(command) == (
-        f"vllm serve org/name --host 127.0.0.1 --port 8001 --served-model-name org/name {words}"
-    )
+    own = "vllm serve org/name --host 127.0.0.1 --port 8001 --served-model-name org/name"
+    assert command_of(deployment(options=options)) == f"{own} {words}".split()
 
 
 def test_slots_bound_the_batch() -> None:
-    given = deployment(slots=9)
-    assert serve_command(given, VllmOptions(), 1)[-2:] == ["--max-num-seqs", "9"]
-    own = deployment(slots=9, options={"args": {"max-num-seqs": 5}})
-    assert serve_command(own, options_of(own, VllmOptions), 1)[-2:] == ["--max-num-seqs", "5"]
+    assert command_of(deployment(slots=9))[-2:] == ["--max-num-seqs", "9"]
+    assert command_of(deployment(slots=9, options={"args": {"max-num-seqs": 5}}))[-2:] == ["--max-num-seqs", "5"]
+
+
+def test_requests_are_not_logged_unless_asked_for() -> None:
+    switch = "disable-uvicorn-access-log"
+    for args, expected in (({}, f"--{switch}"), ({switch: False}, f"--no-{switch}")):
+        given = deployment(options={"args": args})
+        words = serve_command(given, options_of(given, VllmOptions), 8001)
+        assert [word for word in words if switch in word] == [expected]
+
+
+def command_of(given: Deployment) -> list[str]:
+    """Without what every command has at its end."""
+    words = serve_command(given, options_of(given, VllmOptions), 8001)
+    return [word for word in words if word != "--disable-uvicorn-access-log"]
 
 
 @pytest.mark.parametrize(

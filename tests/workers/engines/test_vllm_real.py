@@ -19,7 +19,7 @@ from fabric.contracts.errors import ContextOverflow, EngineRejected
 from workers.engines.anthropic import AnthropicEngine
 from workers.engines.vllm import VllmEngine
 
-FOLDER = Path(os.environ.get("FABRIC_VLLM_CPU") or Path.home() / ".cache/inference-fabric/vllm-cpu")
+FOLDER = Path(os.environ.get("VLLM_CPU_HOME") or Path.home() / ".cache/inference-fabric/vllm-cpu")
 BODY = {"messages": [{"role": "user", "content": "Where is the job?"}], "max_tokens": 24, "temperature": 0}
 
 pytestmark = [

@@ -15,10 +15,11 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineError, FabricError, StreamBroken
 from fabric.contracts.job import Endpoint, Usage
 from fabric.fit.gguf import read_model
+from fabric.fit.memory import available_memory
 from workers.engines.engine import Answer, Emit, Engine, Request
 from workers.engines.llamacpp.answer import Assembly, Wanted
 from workers.engines.llamacpp.failures import failure
-from workers.engines.llamacpp.machine import available_memory, physical_cores
+from workers.engines.llamacpp.machine import physical_cores
 from workers.engines.llamacpp.options import Plan, model_path, parse_options, plan
 from workers.engines.llamacpp.request import (
     CHAT,

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: physical cores and memory, containers considered."""
+"""What this process may use of its machine: physical cores, containers considered."""
 
 from __future__ import annotations
 
@@ -20,15 +20,6 @@ def physical_cores() -> int:
     else:
         cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return max(1, min(cores, _quota()))
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping."""
-    available: int = psutil.virtual_memory().available
-    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
-    if limit.isdigit() and used.isdigit():
-        available = min(available, int(limit) - int(used))
-    return max(0, available)
 
 
 def _siblings(cpu: int) -> str:

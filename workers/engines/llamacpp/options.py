@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError
 from fabric.fit.gguf import Header
+from fabric.fit.llamacpp import LlamaCpp
+from fabric.fit.need import Ask
+from workers.engines.llamacpp.room import Room, known_shape, slots_with_room
 
 log = logging.getLogger(__name__)
 
@@ -19,21 +22,23 @@ log = logging.getLogger(__name__)
 #: together, so that a few cost little more than one; many would each get too little of a CPU.
 _SLOTS_PER_CORE = 2
 _FEWEST_SLOTS, _MOST_SLOTS = 4, 8
-#: The share of the memory, beyond the weights, that default slots may take for their contexts.
-_CONTEXT_SHARE = 0.6
 #: llama.cpp rounds a slot's share of the cache up to this many tokens.
 _CACHE_STEP = 256
+#: Weights that make a thread of their own worth while. Threads wait for each other several hundred times
+#: a token: where there is little to do between, and something else wants the core, they mostly wait. On
+#: 2 cores that others use too, the shipped model (4 MB) writes twice as fast with one thread as with two.
+_THREAD_BYTES = 16 * 2**20
 #: Tokens computed in one go. A request that is called off, and every other one that runs, waits for
 #: the end of what is being computed: larger reads prompts a little faster, smaller answers sooner.
 _BATCH_TOKENS = 512
+#: Copies of sliding windows and recurrent states that a slot keeps, so that the next prompt of a conversation
+#: needn't be read from its beginning. llama.cpp's own 32 can take more than the model.
+CHECKPOINTS = 2
 #: What an embedding is made of must be computed in one go: the batch grows with the context window as
 #: long as its buffers stay below this.
 _BATCH_BYTES = 256 * 2**20
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-_CACHE_BITS: dict[CacheType, float] = {
-    **{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}
-}
 
 _Temperature = Annotated[float, Field(ge=0, le=2)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,7 +49,7 @@ class LlamaCppOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    #: Threads that compute. Default: the physical cores that the worker may use.
+    #: Threads that compute. Default: the physical cores that the worker may use; fewer for tiny models.
     threads: Annotated[int, Field(ge=1, le=512)] | None = None
     #: Tokens computed in one go (see ``_BATCH_TOKENS``); an embedding's input can't be longer.
     batch_tokens: Annotated[int, Field(ge=32, le=65_536)] | None = None
@@ -122,11 +127,11 @@ def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, co
     """
     _check(deployment, options, header)
     context = _context(deployment, header)
-    slots = deployment.slots or _default_slots(options, header, context, cores, memory)
     writes = any(capability in deployment.capabilities for capability in ("chat", "completions"))
     embeds = "embeddings" in deployment.capabilities
-    _check_memory(deployment, options, header, context * (slots * writes + embeds), memory)
-    common = _common(deployment, options, cores)
+    slots = _slots(deployment, options, header, context, writes=writes, embeds=embeds, cores=cores, memory=memory)
+    threads = options.threads or max(1, min(cores, header.file_size // _THREAD_BYTES))
+    common = _common(deployment, options, threads)
     return Plan(
         slots,
         context,
@@ -135,8 +140,43 @@ def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, co
     )
 
 
-def _common(deployment: Deployment, options: LlamaCppOptions, cores: int) -> dict[str, Any]:
-    threads = options.threads or cores
+def _slots(
+    deployment: Deployment,
+    options: LlamaCppOptions,
+    header: Header,
+    context: int,
+    *,
+    writes: bool,
+    embeds: bool,
+    cores: int,
+    memory: int,
+) -> int:
+    """
+    Raises:
+        ConfigError: there is no room for so many, or for the model.
+    """
+    wanted = deployment.slots or max(_FEWEST_SLOTS, min(_MOST_SLOTS, _SLOTS_PER_CORE * cores))
+    shape = known_shape(header)
+    if shape is None:
+        return wanted
+    writer = LlamaCpp(
+        shape,
+        options.batch_tokens or _BATCH_TOKENS,
+        mmap=options.mmap,
+        mlock=options.mlock,
+        flash_attention=options.flash_attention != "off",
+        checkpoints=CHECKPOINTS,
+    )
+    ask = Ask(context, wanted, options.cache_type_k, options.cache_type_v)
+    if writes and not deployment.slots:
+        ask = replace(ask, parallel=slots_with_room(writer, ask, wanted, memory))
+    batch = options.batch_tokens or _embedding_batch(header, context)
+    embedder = replace(writer, batch=batch, repack=not writes, checkpoints=0)
+    Room(writer if writes else None, embedder if embeds else None, ask, memory).check(deployment)
+    return ask.parallel
+
+
+def _common(deployment: Deployment, options: LlamaCppOptions, threads: int) -> dict[str, Any]:
     load_mode = {(True, True): "mmap_mlock", (True, False): "mmap", (False, True): "mlock", (False, False): "none"}
     return {
         "model.path": str(model_path(deployment)),
@@ -170,6 +210,7 @@ def _writing(options: LlamaCppOptions, slots: int, context: int) -> dict[str, An
         "n_ubatch": batch,
         "cache_ram_mib": options.prompt_cache_mib,
         "cache_idle_slots": options.prompt_cache_mib > 0,
+        "n_ctx_checkpoints": CHECKPOINTS,
         "n_threads_http": slots + 2,
         # A conversation that ends with the assistant's words gets a new answer, as OpenAI's does.
         "prefill_assistant": False,
@@ -228,39 +269,6 @@ def _context(deployment: Deployment, header: Header) -> int:
         trained,
     )
     return trained
-
-
-def _check_memory(deployment: Deployment, options: LlamaCppOptions, header: Header, tokens: int, memory: int) -> None:
-    """Refuses what can't fit, before the kernel ends a process of its choice. Weights in a mapped file don't count."""
-    each = _cache_bytes_per_token(options, header)
-    if each is None or header.forgets:
-        return
-    weights = 0 if options.mmap and not options.mlock else header.file_size
-    if weights + tokens * each > memory:
-        raise ConfigError(
-            f"Deployment {deployment.name!r}: {deployment.model} with {tokens} tokens of context in all slots together "
-            f"needs {_gib(weights + tokens * each)} GiB, {_gib(memory)} GiB are free; set fewer `slots`, a smaller "
-            "`context_window` or a smaller `options.cache_type_k` and `cache_type_v`."
-        )
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.1f}"
-
-
-def _cache_bytes_per_token(options: LlamaCppOptions, header: Header) -> float | None:
-    values = header.kv_values_per_token()
-    if values is None:
-        return None
-    return values * (_CACHE_BITS[options.cache_type_k] + _CACHE_BITS[options.cache_type_v]) / 2 / 8
-
-
-def _default_slots(options: LlamaCppOptions, header: Header, context: int, cores: int, memory: int) -> int:
-    wanted = max(_FEWEST_SLOTS, min(_MOST_SLOTS, _SLOTS_PER_CORE * cores))
-    each = _cache_bytes_per_token(options, header)
-    if not each:
-        return wanted
-    return max(1, min(wanted, int(_CONTEXT_SHARE * (memory - header.file_size) / (each * context))))
 
 
 def _embedding_batch(header: Header, context: int) -> int:

@@ -1,15 +1,18 @@
-"""Writes models of many shapes as GGUF files: right names and sizes of everything, weights all zero."""
+"""Models of many shapes as GGUF files: right names and sizes of everything, weights all zero."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from fabric.fit.gguf import TENSOR_TYPES
+
 F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
-_BLOCK = {F32: (1, 4), F16: (1, 2), Q4_0: (32, 18), Q8_0: (32, 34)}
 _U32, _F32, _BOOL, _STRING, _ARRAY, _I32 = 4, 6, 7, 8, 9, 5
 Tensor = tuple[str, tuple[int, ...], int]
 
@@ -61,7 +64,7 @@ def weights(made: Made) -> int:
 
 
 def _size(shape: tuple[int, ...], kind: int) -> int:
-    block, size = _BLOCK[kind]
+    _, block, size = TENSOR_TYPES[kind]
     count = 1
     for length in shape:
         count *= length
@@ -129,9 +132,7 @@ def llama(
     for layer in range(layers):
         tensors += [(f"blk.{layer}.{norm}_norm.weight", (width,), F32) for norm in ("attn", "ffn")]
         tensors += _attention(layer, width, heads, kv_heads, head, kind)
-        tensors += (
-            _experts(layer, width, inner, experts, kind) if experts else _gate_up_down(layer, width, inner, kind)
-        )
+        tensors += _experts(layer, width, inner, experts, kind) if experts else _gate_up_down(layer, width, inner, kind)
     return Made("llama", fields, tensors, vocabulary)
 
 
@@ -165,7 +166,11 @@ def deepseek2(
         **{"block_count": layers, "context_length": 32768, "embedding_length": width, "feed_forward_length": inner},
         **{"attention.head_count": heads, "attention.head_count_kv": 1, "attention.kv_lora_rank": rank},
         **{"attention.q_lora_rank": rank},
-        **{"attention.key_length": rank + rope, "attention.value_length": rank, "attention.key_length_mla": head + rope},
+        **{
+            "attention.key_length": rank + rope,
+            "attention.value_length": rank,
+            "attention.key_length_mla": head + rope,
+        },
         **{"attention.value_length_mla": head, "rope.dimension_count": rope, "vocab_size": vocabulary},
         **{"leading_dense_block_count": 1, "expert_count": experts, "expert_used_count": 2, "expert_shared_count": 1},
         **{"expert_feed_forward_length": inner // 2, "expert_weights_scale": 1.0, "expert_weights_norm": False},
@@ -228,6 +233,33 @@ def mamba(*, layers: int, width: int, state: int = 16, vocabulary: int = 512, ki
     return Made("mamba", fields, tensors, vocabulary)
 
 
+def mamba2(
+    *, layers: int, width: int, state: int = 64, groups: int = 1, head: int = 64, vocabulary: int = 512, kind: int = F16
+) -> Made:
+    """As Mamba, with a state per head and groups of inputs in the convolution."""
+    inner = 2 * width
+    heads, mixed = inner // head, inner + 2 * groups * state
+    fields = {
+        **{"block_count": layers, "context_length": 1048576, "embedding_length": width, "feed_forward_length": 0},
+        **{"attention.head_count": 0, "attention.layer_norm_rms_epsilon": 1e-5, "ssm.group_count": groups},
+        **_ssm(inner, state, heads),
+    }
+    tensors = _ends(width, vocabulary, kind)
+    for layer in range(layers):
+        tensors += [
+            (f"blk.{layer}.attn_norm.weight", (width,), F32),
+            (f"blk.{layer}.ssm_in.weight", (width, inner + mixed + heads), kind),
+            (f"blk.{layer}.ssm_conv1d.weight", (4, mixed), F32),
+            (f"blk.{layer}.ssm_conv1d.bias", (mixed,), F32),
+            (f"blk.{layer}.ssm_dt.bias", (heads,), F32),
+            (f"blk.{layer}.ssm_a", (1, heads), F32),
+            (f"blk.{layer}.ssm_d", (1, heads), F32),
+            (f"blk.{layer}.ssm_norm.weight", (inner // groups, groups), F32),
+            (f"blk.{layer}.ssm_out.weight", (inner, width), kind),
+        ]
+    return Made("mamba2", fields, tensors, vocabulary)
+
+
 def jamba(
     *, layers: int, width: int, heads: int, kv_heads: int, inner: int, every: int = 4, state: int = 16,
     vocabulary: int = 512, kind: int = F16,
@@ -252,3 +284,28 @@ def jamba(
             tensors += [(f"blk.{layer}.ssm_{part}_norm.weight", (state,), F32) for part in "bc"]
         tensors += _gate_up_down(layer, width, inner, kind)
     return Made("jamba", fields, tensors, vocabulary)
+
+
+ARCHITECTURES: dict[str, Callable[..., Made]] = {
+    made.__name__: made for made in (llama, gemma3, deepseek2, mamba, mamba2, jamba)
+}
+
+
+@pytest.fixture
+def header_file(tmp_path: Path) -> Callable[..., Path]:
+    """A file with these fields, and no weights to speak of."""
+
+    def make(architecture: str, fields: dict[str, Any]) -> Path:
+        return write(tmp_path / "header.gguf", Made(architecture, fields, [("output.weight", (32, 1), F32)], 512))
+
+    return make
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Callable[..., Path]:
+    """``model_file("llama", layers=2, …)`` writes one."""
+
+    def make(architecture: str, **shape: Any) -> Path:
+        return write(tmp_path / f"{architecture}.gguf", ARCHITECTURES[architecture](**shape))
+
+    return make

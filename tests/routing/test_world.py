@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.worker import WorkerInfo
-from fabric.store.transitions import Room
-from scheduler.world import DeploymentState, World, world_of
+from fabric.routing import DeploymentState, World, world_of
 
 CATALOG = Catalog.model_validate(
     {"models": [{"name": "m", "deployments": [{"name": n, "engine": "mock", "tier": "cpu"} for n in "ab"]}]}
@@ -18,7 +17,7 @@ def worker(slots: dict[str, int], *, draining: bool = False, running: dict[str, 
 
 
 def world(*workers: WorkerInfo, **busy: int) -> World:
-    return world_of(Room((), busy, workers), CATALOG)
+    return world_of(workers, busy, CATALOG)
 
 
 def test_workers_of_a_deployment_add_up() -> None:

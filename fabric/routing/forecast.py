@@ -1,0 +1,86 @@
+"""When a job would start, say its first token and be done at a deployment. Pure.
+
+finish = wait + prefill + decode
+wait    = jobs that go first / (slots / mean seconds of a job in the engine)
+prefill = line over the prompt's tokens, learned; usual for the tier before that
+decode  = expected tokens x seconds per token, both learned
+"""
+
+from __future__ import annotations
+
+from math import fsum
+from typing import NamedTuple
+
+from fabric.contracts.catalog import Deployment, Tier
+from fabric.contracts.experience import Experience, Pace
+from fabric.contracts.job import JobSpec
+from fabric.routing.cost import most_output_tokens
+from fabric.routing.world import World
+
+#: What is usual where nothing has been measured: a small model on a few cores, one on a GPU, a hosted API.
+PRIORS: dict[Tier, Pace] = {
+    "cpu": Pace(0, 0, 10.0, base_s=0.1, per_prompt_token_s=0.01, per_output_token_s=0.1, first_tokens=1),
+    "gpu": Pace(0, 0, 5.0, base_s=0.05, per_prompt_token_s=0.0003, per_output_token_s=0.02, first_tokens=1),
+    "cloud": Pace(0, 0, 4.0, base_s=0.6, per_prompt_token_s=0.0001, per_output_token_s=0.015, first_tokens=1),
+}
+#: Tokens of an answer where none has been measured.
+PRIOR_OUTPUT_TOKENS = 256
+#: Jobs after which a mean counts as measured. More are surer, and longer in coming.
+ENOUGH_SAMPLES = 5
+#: Age at which measurements no longer eliminate anybody. A deployment that gets no jobs because it was slow
+#: once would otherwise never get to show that it is quick again.
+FRESH_MS = 300_000
+
+
+class Forecast(NamedTuple):
+    """Seconds from now. ``None``: nobody works there, or (first token) the engine never says."""
+
+    wait_s: float | None
+    first_token_s: float | None
+    finish_s: float | None
+    service_s: float  #: in the engine alone, workers or not
+    output_tokens: float
+    measured: bool  #: rests on enough recent jobs, and not on what is usual
+
+
+def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float = 0.0) -> Forecast:
+    """``ahead_s``: seconds until the backlog before this job has been handed out (``backlog_ahead_s``)."""
+    experience = world.experience
+    pace = experience.paces.get((spec.endpoint, deployment.name))
+    measured = pace is not None and pace.samples >= ENOUGH_SAMPLES and world.now_ms - pace.updated_ms <= FRESH_MS
+    if pace is None:
+        pace = PRIORS[deployment.tier]
+    if spec.endpoint == "/v1/embeddings":
+        output = 0.0
+    else:
+        length = experience.lengths.get((spec.endpoint, spec.model))
+        measured = measured and length is not None and length.samples >= ENOUGH_SAMPLES
+        mean = PRIOR_OUTPUT_TOKENS if length is None else length.mean_tokens
+        output = min(mean, most_output_tokens(spec, deployment))
+    prefill_s = pace.base_s + pace.per_prompt_token_s * spec.prompt_tokens
+    service_s = prefill_s + pace.per_output_token_s * output
+    state = world.deployments.get(deployment.name)
+    if state is None or not state.slots:
+        return Forecast(None, None, None, service_s, output, measured)
+    before = state.busy + 1 - state.slots
+    if before > 1 and spec.priority == "interactive":
+        before = 1  # at the worker's gate it goes before all that isn't running yet
+    wait_s = ahead_s + before * pace.engine_s / state.slots if before > 0 else ahead_s
+    first_token_s = wait_s + prefill_s if pace.first_tokens else None
+    return Forecast(wait_s, first_token_s, wait_s + service_s, service_s, output, measured)
+
+
+def backlog_ahead_s(spec: JobSpec, deployments: tuple[Deployment, ...], world: World) -> float:
+    """Seconds until the model's deployments have taken what waits in the backlog before this job."""
+    ahead = world.ahead(spec.model, spec.priority)
+    if not ahead:
+        return 0.0
+    rate = fsum(  # exact, so that the order of the deployments can't show
+        world.of(d.name).slots / engine_s for d in deployments if (engine_s := _engine_s(spec, d, world.experience)) > 0
+    )
+    return ahead / rate if rate else 0.0
+
+
+def _engine_s(spec: JobSpec, deployment: Deployment, experience: Experience) -> float:
+    pace = experience.paces.get((spec.endpoint, deployment.name))
+    return (pace or PRIORS[deployment.tier]).engine_s

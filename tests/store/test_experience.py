@@ -1,0 +1,114 @@
+"""What a success teaches of the next job: how quick a deployment is, how long answers get."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.contracts.experience import AnswerLength, fitted
+from fabric.contracts.job import JobState, Measures, Usage
+from fabric.store import Store, reads, transitions
+from fabric.store.transitions import Outcome
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Jobs
+
+CHAT = "/v1/chat/completions"
+
+
+def measures(engine_s: float, tokens: int, first_s: float | None = None) -> bytes:
+    return Measures(engine_s=engine_s, first_token_s=first_s, usage=Usage(5, tokens)).dump()
+
+
+def succeed(jobs: Jobs, engine_s: float, tokens: int, first_s: float | None = None, **fields: Any) -> None:
+    job = jobs.running(**fields)
+    jobs.commit(job, JobState.SUCCEEDED, measures=measures(engine_s, tokens, first_s))
+
+
+class TestASuccess:
+    def test_teaches_the_pace_of_its_deployment(self, jobs: Jobs, store: Store) -> None:
+        assert store(reads.experience()).paces == {}
+        succeed(jobs, engine_s=2.5, tokens=20, first_s=0.5, prompt_tokens=10)
+        pace = store(reads.experience()).paces[CHAT, "small-cpu"]
+        assert (pace.samples, pace.first_tokens) == (1, 1)
+        assert pace.engine_s == pytest.approx(2.5)
+        assert pace.per_output_token_s == pytest.approx(0.1)
+        assert (pace.base_s, pace.per_prompt_token_s) == (pytest.approx(0.5), 0.0)
+        assert pace.updated_ms > 1_700_000_000_000
+
+    def test_and_how_long_answers_of_its_model_get(self, jobs: Jobs, store: Store) -> None:
+        for tokens in (10, 20, 30):
+            succeed(jobs, engine_s=1, tokens=tokens)
+        length = store(reads.experience()).lengths[CHAT, "small"]
+        assert isinstance(length, AnswerLength)
+        assert (length.samples, length.mean_tokens) == (3, pytest.approx(20))
+
+    def test_prompts_of_two_lengths_give_a_line(self, jobs: Jobs, store: Store) -> None:
+        for prompt, first in ((100, 0.2), (1_100, 1.2)):
+            succeed(jobs, engine_s=2, tokens=8, first_s=first, prompt_tokens=prompt)
+        pace = store(reads.experience()).paces[CHAT, "small-cpu"]
+        assert (pace.base_s, pace.per_prompt_token_s) == (pytest.approx(0.1), pytest.approx(0.001))
+
+    def test_the_newest_count_most(self, jobs: Jobs, store: Store) -> None:
+        for _ in range(20):
+            succeed(jobs, engine_s=1, tokens=10)
+        for _ in range(20):
+            succeed(jobs, engine_s=3, tokens=10)
+        pace = store(reads.experience()).paces[CHAT, "small-cpu"]
+        assert 2.7 < pace.engine_s < 3
+        assert pace.samples == 40
+
+    def test_an_engine_that_does_not_say_when_its_first_token_came(self, jobs: Jobs, store: Store) -> None:
+        succeed(jobs, engine_s=2, tokens=20)
+        pace = store(reads.experience()).paces[CHAT, "small-cpu"]
+        assert (pace.first_tokens, pace.base_s) == (0, 0)
+        assert pace.per_output_token_s == pytest.approx(0.1)
+
+    def test_embeddings_are_learned_apart_and_have_no_answer(self, jobs: Jobs, store: Store) -> None:
+        succeed(jobs, engine_s=0.2, tokens=0, endpoint="/v1/embeddings", prompt_tokens=7)
+        experience = store(reads.experience())
+        pace = experience.paces["/v1/embeddings", "small-cpu"]
+        assert (pace.base_s, pace.per_output_token_s) == (pytest.approx(0.2), 0)
+        assert (set(experience.paces), experience.lengths) == ({("/v1/embeddings", "small-cpu")}, {})
+
+    def test_many_in_one_call_teach_as_much(self, jobs: Jobs, store: Store) -> None:
+        running = [jobs.running() for _ in range(5)]
+        outcomes = [Outcome(j, jobs.attempts[j], JobState.SUCCEEDED, measures=measures(2, 10)) for j in running]
+        assert store(transitions.commit(outcomes)) == [1] * 5
+        assert store(reads.experience()).paces[CHAT, "small-cpu"].samples == 5
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED, JobState.DEAD])
+def test_no_other_end_teaches_anything(jobs: Jobs, store: Store, state: JobState) -> None:
+    jobs.commit(jobs.running(), state, measures=measures(2, 10))
+    assert store(reads.experience()).paces == {}
+
+
+@pytest.mark.parametrize(
+    "odd", [b"", b"nonsense", b"{}", b'{"engine_s":1}', b'{"engine_s":0,"usage":{"output_tokens":1}}']
+)
+def test_measures_that_cannot_be_read_stop_no_outcome(jobs: Jobs, store: Store, odd: bytes) -> None:
+    good, bad = jobs.running(), jobs.running()
+    jobs.commit(bad, JobState.SUCCEEDED, measures=odd)
+    jobs.commit(good, JobState.SUCCEEDED, measures=measures(1, 10))
+    assert store(reads.state(bad)) is store(reads.state(good)) is JobState.SUCCEEDED
+    assert store(reads.experience()).paces[CHAT, "small-cpu"].samples == 1
+
+
+class TestTheLine:
+    @given(st.floats(0, 10), st.floats(0, 0.1), st.lists(st.integers(0, 10_000), min_size=2, max_size=20))
+    def test_goes_through_points_that_lie_on_one(self, base: float, slope: float, prompts: list[int]) -> None:
+        ys = [base + slope * x for x in prompts]
+        n = len(prompts)
+        x, y = sum(prompts) / n, sum(ys) / n
+        xx, xy = sum(p * p for p in prompts) / n, sum(p * q for p, q in zip(prompts, ys, strict=True)) / n
+        found_base, found_slope = fitted(n, x, y, xx, xy)
+        assert found_base + found_slope * x == pytest.approx(y, abs=1e-6)
+        assert found_base >= 0
+        assert found_slope >= 0
+
+    def test_never_promises_an_answer_before_it_was_asked(self) -> None:
+        assert fitted(2, 50, 1.0, 5_000, 100.0) == (0.0, pytest.approx(1.0 / 50))
