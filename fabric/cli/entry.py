@@ -28,7 +28,7 @@ _COMMANDS = {
     "route": ("route", "Show where a request would go, and why."),
     "policy": ("policy", "Check policies, and explain a job's decision."),
     "status": ("status", "Show tiers, workers, slots and what waits."),
-    "fit": ("fit", "Say whether a model fits in the memory of this machine."),
+    "fit": ("fit", "Say whether a model fits in memory here."),
     "api": ("processes", "Run the HTTP API."),
     "scheduler": ("processes", "Run the scheduler."),
     "worker": ("processes", "Run a worker of one tier."),

@@ -42,7 +42,7 @@ _GIB = 2**30
 def fit(
     model: Path, context: int | None, parallel: int, kv_type: str | None, gpu_memory: float | None, as_json: bool
 ) -> None:
-    """Say whether MODEL runs here, and what each part of it costs in memory.
+    """Say whether a model fits in memory here, what each part of it costs, and what to change.
 
     MODEL is a GGUF file, for llama.cpp, or a folder in the Hugging Face format (config.json and
     safetensors), for vLLM. Only headers are read.

@@ -282,6 +282,24 @@ class TestWhatIsKnownOfThePlaces:
         assert decision is not None
         assert [(c["deployment"], c["live"]) for c in decision["plan"]] == [("m-cloud", True), ("m-cpu", False)]
 
+    @pytest.mark.parametrize(("kept_s", "reads_of_three"), [(1e9, 1), (0.0, 3)])
+    def test_what_jobs_have_taught_is_read_now_and_then(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch, kept_s: float, reads_of_three: int
+    ) -> None:
+        monkeypatch.setattr("scheduler.loop._EXPERIENCE_S", kept_s)
+        asked: list[Command[Any]] = []
+
+        def heard(command: Command[Any]) -> Any:
+            asked.append(command)
+            return scene.store(command)
+
+        loop = Loop(heard, scene.sender, CATALOG)  # type: ignore[arg-type]
+        scene.worker(m_cpu=2)
+        for _ in range(3):
+            scene.accept()
+            assert loop.round() == 1
+        assert [command.args for command in asked].count(reads.experience().args) == reads_of_three
+
     def test_jobs_of_one_shape_are_decided_once_a_round(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         decided: list[JobSpec] = []
 
