@@ -24,9 +24,10 @@ from fabric.contracts.job import PRIORITIES
 @click.option("--max-cost-usd", type=click.FloatRange(0), help="US dollars that the answer may cost at worst.")
 @json_option
 def route(prompt: str, model: str | None, max_tokens: int | None, as_json: bool, **options: Any) -> None:
-    """Show where a request would go, why not elsewhere, when it would be done and what it would cost.
+    """Show where a request would go, and why.
 
-    Nothing runs and nothing is stored. PROMPT - reads stdin.
+    Also why not elsewhere, when it would be done and what it would cost. Nothing runs and nothing is stored.
+    PROMPT - reads stdin.
     """
     from fabric.client import Client
 

@@ -237,11 +237,13 @@ def _give_up(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 def main() -> None:
     """Until the end of the input: a plan in, a sample out."""
-    for line in sys.stdin.buffer:
-        values: dict[str, Any] = orjson.loads(line)
-        sample = uvloop.run(_measure(Plan(**values)))
-        sys.stdout.buffer.write(orjson.dumps(sample) + b"\n")
-        sys.stdout.buffer.flush()
+    # Not `sys.stdout.buffer`: under PYTHONUNBUFFERED it is a raw file, which may write a part and say nothing.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as samples:
+        for line in sys.stdin.buffer:
+            values: dict[str, Any] = orjson.loads(line)
+            sample = uvloop.run(_measure(Plan(**values)))
+            samples.write(orjson.dumps(sample) + b"\n")
+            samples.flush()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 from benchmarks import client, load
+from benchmarks.bare_server import PATH, bare_server
 from benchmarks.client import total
 from benchmarks.load import Plan, Sample
 from benchmarks.processes import Void
+from benchmarks.questions import body
 
 Answer = Callable[[int], bytes]
 
@@ -124,6 +126,14 @@ async def test_the_process_measures_and_refuses() -> None:
 
     async with server(fails_later) as address:
         assert await asyncio.to_thread(measure, address) == 5
+
+
+def test_a_sample_may_be_larger_than_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unbuffered, a process may write a part of it and not be told."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with client.client() as generator, bare_server() as address:
+        for _ in range(3):
+            assert generator.run(Plan(address, PATH, [body("mock")], connections=32, requests=4_000)).answers == 4_000
 
 
 def test_rounds_add_up() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from amqp.exceptions import NotFound
+from amqp.exceptions import AMQPError
 from kombu import Connection
 
 from fabric.broker import Sender, make_app
@@ -40,7 +40,8 @@ class Running:
         if self.fabric.rabbitmq is None:
             return [item.decode() for item in self.redis.lrange(queue, 0, -1)]
         got = []
-        with Connection(self.fabric.broker_url) as connection, suppress(NotFound):
+        # A queue that isn't made yet, or is just being made, is an error to RabbitMQ.
+        with Connection(self.fabric.broker_url) as connection, suppress(AMQPError):
             channel = connection.default_channel
             while message := channel.basic_get(queue, no_ack=False):
                 got.append(f"{message.body!r} {message.properties} {message.headers}")

@@ -85,7 +85,7 @@ def test_it_answers_in_words_and_comes_to_an_end(llama_cpp: LlamaCpp, temperatur
 def test_it_knows_the_words_of_everyday(llama_cpp: LlamaCpp) -> None:
     assert "fruit" in llama_cpp.say("What is an apple?")
     assert "Paris" in llama_cpp.say("What is the capital of France?")
-    assert "building" in llama_cpp.say("What is a school?")
+    assert "children" in llama_cpp.say("What is a school?")
 
 
 def test_it_says_what_it_is_told_to_say(llama_cpp: LlamaCpp) -> None:
@@ -100,14 +100,14 @@ def test_a_seed_repeats_an_answer_and_another_one_changes_it(llama_cpp: LlamaCpp
 
 def test_a_conversation_with_a_system_message(llama_cpp: LlamaCpp) -> None:
     system = {"role": "system", "content": "You are a helpful assistant."}
-    first = llama_cpp.say(system, "Tell me a story about a bear.")
+    first = llama_cpp.say(system, "Tell me a story about a fox.")
     then = llama_cpp.chat(
         system,
-        "Tell me a story about a bear.",
+        "Tell me a story about a fox.",
         {"role": "assistant", "content": first},
         {"role": "user", "content": [{"type": "text", "text": "What is a river?"}]},
     )
-    assert "bear" in first
+    assert "fox" in first
     assert "water" in then["message"]["content"]
     assert then["finish_reason"] == "stop"
 

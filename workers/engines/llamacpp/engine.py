@@ -45,6 +45,8 @@ _EVENT_LIMIT = 16 * 1024 * 1024
 #: answer; on a busy server that may be never, and the answer is computed to its end. But a stream costs it
 #: 0.1 ms a token and more the more of them there are: nothing for a large model, half the speed of a tiny one.
 _SHORT_S = 10.0
+#: Shorter prompts are read in one step or two.
+_LONG_PROMPT_BYTES = 1_024
 #: What a model is tried with before it gets jobs.
 _TRIAL = {"prompt": "Once upon a time, there was", "max_tokens": 4, "ignore_eos": True, "cache_prompt": False}
 #: Texts that are embedded together, and characters or tokens that they may have together.
@@ -133,7 +135,7 @@ class LlamaCppEngine(Engine):
         async with self._seats.taken(ask.n):
             # llama.cpp reports the use of a whole answer's first choice only.
             if stream or ask.n > 1 or not (ask.whole_only or self._is_short(ask, body)):
-                await self._stream(ask, assembly, clock)
+                await self._stream(ask, len(body), assembly, clock)
             else:
                 await self._whole(ask, body, assembly, clock)
 
@@ -148,9 +150,11 @@ class LlamaCppEngine(Engine):
         self._pace.learn(timings)
         clock.first_token(ago_s=timings["predicted_ms"] / 1000)
 
-    async def _stream(self, ask: Ask, assembly: Assembly, clock: _Clock) -> None:
-        # Progress on the prompt isn't passed on: it is what lets llama.cpp notice early that nobody waits.
-        extra = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+    async def _stream(self, ask: Ask, size: int, assembly: Assembly, clock: _Clock) -> None:
+        extra: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+        if size > _LONG_PROMPT_BYTES:
+            # Not passed on: it is what lets llama.cpp notice while it reads that nobody waits any more.
+            extra["return_progress"] = True
         events = EventParser(_EVENT_LIMIT)
         done = False
 

@@ -92,6 +92,16 @@ class Caller:
     async def complete(self, prompt: Any = "An apple is", **body: Any) -> Asked:
         return await self.ask("/v1/completions", prompt=prompt, **body)
 
+    async def tokens(self, text: str) -> list[int]:
+        """As llama.cpp reads it."""
+        body = orjson.dumps({"content": text, "parse_special": True})
+        found: list[int] = orjson.loads((await self.engine._running.request("/tokenize", body)).body)["tokens"]
+        return found
+
+    async def never_end(self) -> dict[str, float]:
+        """The ``logit_bias`` that keeps an answer going."""
+        return {str(id_): -100 for id_ in await self.tokens("<|im_end|><|endoftext|>")}
+
     async def embed(self, text: Any) -> Asked:
         return await self.ask("/v1/embeddings", input=text)
 
