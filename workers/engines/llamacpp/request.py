@@ -60,7 +60,7 @@ class Ask:
     prompt: int
     index: int
     max_tokens: int | None
-    #: llama.cpp gives these only whole, not as a stream.
+    #: llama.cpp gives these only whole, not as a stream. One at a time: of several it reports one's use.
     whole_only: bool = False
 
 
@@ -98,7 +98,7 @@ def generations(endpoint: Endpoint, body: dict[str, Any], able: Abilities, *, st
             whole_only=whole_only,
         )
         for number, prompt in enumerate(prompts)
-        for first, count in _groups(body.get("n", 1), able.slots)
+        for first, count in _groups(body.get("n", 1), 1 if whole_only else able.slots)
     ]
 
 
@@ -146,10 +146,10 @@ def _several(count: int, first: int, seed: int | None) -> dict[str, Any]:
     return fields
 
 
-def _groups(n: int, slots: int) -> Iterator[tuple[int, int]]:
-    """First choice and number of choices of each group."""
-    for first in range(0, n, slots):
-        yield first, min(slots, n - first)
+def _groups(n: int, most: int) -> Iterator[tuple[int, int]]:
+    """First choice and number of choices of each group. llama.cpp takes no more at once than it has slots."""
+    for first in range(0, n, most):
+        yield first, min(most, n - first)
 
 
 def _chat(body: dict[str, Any], able: Abilities) -> dict[str, Any]:

@@ -11,9 +11,7 @@ import pytest_asyncio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fabric.contracts.errors import ConfigError, EngineRejected
-from fabric.fit.gguf import read_model
 from workers.engines.llamacpp import LlamaCppEngine
-from workers.engines.llamacpp.options import model_path
 
 if TYPE_CHECKING:
     from conftest import Caller, Start
@@ -52,11 +50,11 @@ async def tools(start: Start, caller: Callable[[LlamaCppEngine], Caller]) -> Asy
         yield caller(engine)
 
 
-@pytest.fixture(scope="module")
-def calling(tools: Caller) -> dict[str, Any]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def calling(tools: Caller) -> dict[str, Any]:
     """The shipped model never learned to call: this makes it begin as a call does, and the grammar does the rest."""
-    tokens = read_model(model_path(tools.engine.deployment)).metadata["tokenizer.ggml.tokens"]
-    return {"logit_bias": {str(tokens.index("{")): 100}, "max_tokens": 200, "seed": 1}
+    [brace] = await tools.tokens("{")
+    return {"logit_bias": {str(brace): 100}, "max_tokens": 200, "seed": 1}
 
 
 @STREAMED
@@ -123,8 +121,10 @@ async def test_what_llama_cpp_would_drop_is_refused(tools: Caller, body: dict[st
 
 
 async def test_log_probabilities_with_tools_come_whole(tools: Caller) -> None:
-    asked = await tools.chat("Hello!", tools=TOOLS, logprobs=True, top_logprobs=1, max_tokens=3)
-    assert len(asked.choices[0]["logprobs"]["content"]) == 3
+    bias = await tools.never_end()
+    asked = await tools.chat("Hello!", tools=TOOLS, logprobs=True, top_logprobs=1, max_tokens=3, n=2, logit_bias=bias)
+    assert [len(choice["logprobs"]["content"]) for choice in asked.choices] == [3, 3]
+    assert asked.answer.usage.output_tokens == 6
 
 
 async def test_the_capability_needs_a_template_with_a_place_for_tools(
