@@ -13,7 +13,7 @@ from functools import partial
 import orjson
 
 from fabric.contracts.catalog import Price
-from fabric.contracts.errors import Cancelled, DeadlineExceeded, EngineError, ErrorInfo, FabricError
+from fabric.contracts.errors import Cancelled, DeadlineExceeded, EngineError, ErrorInfo, FabricError, where
 from fabric.contracts.job import JobState, Measures, Usage
 from fabric.store.transitions import Claimed, Failure, Outcome, Piece
 from workers.engines.engine import Answer, Engine, Request
@@ -138,7 +138,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - an engine's bug must not take the worker's other jobs along
             # The text of an unforeseen error may quote the prompt: only its kind is told.
             kind = type(error).__name__
-            log.error("job %s: the engine of %s raised %s%s", job.spec.id, flight.deployment, kind, _where(error))
+            log.error("job %s: the engine of %s raised %s%s", job.spec.id, flight.deployment, kind, where(error))
             self._failed(flight, EngineError(f"The engine failed in an unforeseen way ({kind}).").info)
 
     async def _answer(self, engine: Engine, job: Claimed) -> Answer:
@@ -202,11 +202,3 @@ def cost_usd(usage: Usage, price: Price) -> float:
         + usage.cached_input_tokens * cached_price
         + usage.output_tokens * price.output_per_million
     ) / 1e6
-
-
-def _where(error: Exception) -> str:
-    """File and line of the innermost frame: enough to look, nothing of the values."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""

@@ -277,3 +277,11 @@ class ModelFileError(ConfigError):
     """A model file is missing, cut short or not in the format that the engine reads."""
 
     code = "model_file_error"
+
+
+def where(error: BaseException) -> str:
+    """File and line of the innermost frame: enough to look, nothing of the values."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""

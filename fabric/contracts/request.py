@@ -28,7 +28,7 @@ from fabric.contracts.openai import (
 from fabric.contracts.refusal import refusal
 from fabric.contracts.tokens import estimate_tokens
 
-__all__ = ["FabricOptions", "InferenceRequest", "parse_request"]
+__all__ = ["FabricOptions", "InferenceRequest", "json_object", "parse_request"]
 
 _ADAPTERS: dict[str, TypeAdapter[ChatCompletionRequest | CompletionRequest | EmbeddingRequest]] = {
     "/v1/chat/completions": TypeAdapter(ChatCompletionRequest),
@@ -116,7 +116,7 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
     adapter = _ADAPTERS.get(endpoint)
     if adapter is None:
         raise InvalidRequest(f"Unknown endpoint; use one of {', '.join(ENDPOINTS)}.", param="endpoint")
-    raw = _decode(body) if isinstance(body, bytes) else body
+    raw = json_object(body) if isinstance(body, bytes) else body
     raw = {name: value for name, value in raw.items() if value is not None or name not in UNSUPPORTED}
     try:
         request = adapter.validate_python(raw)
@@ -145,7 +145,11 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
     )
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """
+    Raises:
+        InvalidRequest: not JSON, or not an object.
+    """
     try:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as error:

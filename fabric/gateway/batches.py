@@ -18,8 +18,9 @@ from fabric.contracts.ids import is_id, new_id
 from fabric.contracts.job import Endpoint
 from fabric.contracts.openai import Shape
 from fabric.contracts.refusal import refusal
+from fabric.contracts.request import json_object
 from fabric.gateway import describe
-from fabric.gateway.body import json_object, read_body
+from fabric.gateway.body import read_body
 from fabric.gateway.caller import Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.parameters import AfterPage, NoParameters, after_id, listed_after

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from fabric.contracts.errors import FabricError, InvalidRequest, TooLarge
+from fabric.contracts.errors import FabricError, TooLarge
 
 
 class UnsupportedMediaType(FabricError):
@@ -52,17 +49,3 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is over {limit // 1_000_000} MB. Send less, or use several requests.")
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    """
-    Raises:
-        InvalidRequest: not JSON, or not an object.
-    """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body isn't valid JSON: {error}.", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    return value

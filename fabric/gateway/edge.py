@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fabric.contracts.errors import ErrorInfo, FabricError, InvalidRequest, NotFound, Unavailable
+from fabric.contracts.errors import ErrorInfo, FabricError, InvalidRequest, NotFound, Unavailable, where
 from fabric.contracts.refusal import refusal
 from fabric.gateway.body import ClientGone
 from fabric.gateway.metrics import Metrics
@@ -82,20 +82,12 @@ class Edge:
         if isinstance(error, JobError):
             return error.info, error.headers
         # The text of an unforeseen error may quote a prompt: only its kind is told.
-        log.error("%s %s: %s%s", scope["method"], self._route_of(scope), type(error).__name__, _where(error))
+        log.error("%s %s: %s%s", scope["method"], self._route_of(scope), type(error).__name__, where(error))
         return INTERNAL, ()
 
     def _route_of(self, scope: Scope) -> str:
         """The route as it was declared, never the path as the caller wrote it."""
         return self._route or str(getattr(scope.get("route"), "path", "unmatched"))
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the innermost frame: enough to look, nothing of the values."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
 
 
 async def refuse_http(request: Request, error: Exception) -> NoReturn:

@@ -13,9 +13,9 @@ from fabric.contracts.errors import Conflict, FabricError, InvalidRequest
 from fabric.contracts.job import Endpoint
 from fabric.contracts.openai import FabricOptions, Shape
 from fabric.contracts.refusal import refusal
-from fabric.contracts.request import InferenceRequest, parse_request
+from fabric.contracts.request import InferenceRequest, json_object, parse_request
 from fabric.gateway import describe
-from fabric.gateway.body import json_object, read_body
+from fabric.gateway.body import read_body
 from fabric.gateway.caller import Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_events import JobEvents

@@ -14,9 +14,9 @@ from fabric.contracts.errors import InvalidRequest
 from fabric.contracts.experience import Experience
 from fabric.contracts.job import Endpoint, JobSpec, Priority
 from fabric.contracts.openai import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from fabric.contracts.request import InferenceRequest, parse_request
+from fabric.contracts.request import InferenceRequest, json_object, parse_request
 from fabric.gateway import describe
-from fabric.gateway.body import json_object, read_body
+from fabric.gateway.body import read_body
 from fabric.gateway.caller import Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.jobs import JobRequest, parse_job

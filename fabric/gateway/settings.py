@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fabric.batches.expand import Limits
 from fabric.contracts.catalog import Catalog
 from fabric.store.transitions import LIVE_LIMIT
 
@@ -20,7 +21,7 @@ class GatewaySettings:
     body_limit_bytes: int = 10_000_000
     file_limit_bytes: int = 200_000_000
     #: Lines of a batch input file.
-    line_limit: int = 50_000
+    line_limit: int = Limits().lines
     #: How long an inference request may take when it names no deadline of its own.
     request_timeout_s: float = 600.0
     #: How long a request with an Idempotency-Key may be away before its job is cancelled. Shorter frees the
