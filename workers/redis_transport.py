@@ -34,6 +34,17 @@ def guarded(on_bad: OnBad) -> type[Transport]:
         def _get_client(self) -> type[redis.Redis]:
             return Client
 
+        def _create_client(self, asynchronous: bool = False) -> Any:
+            # Kombu makes a client for every message that it sends, reads or acknowledges. What it needs of it
+            # is the pool behind, so one client a pool does.
+            if asynchronous:
+                return super()._create_client(asynchronous)  # type: ignore[misc]  # not in the stubs
+            pool, client = getattr(self, "_kept", (None, None))
+            if client is None or pool is not self.pool:
+                client = super()._create_client()  # type: ignore[misc]  # not in the stubs
+                self._kept = (self.pool, client)
+            return client
+
         def _connparams(self, *args: Any, **options: Any) -> Any:
             if self.connection.client is None:
                 raise redis.ConnectionError("The connection to the broker is closed.")
