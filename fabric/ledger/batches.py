@@ -41,6 +41,7 @@ class NewBatch:
     expires_ms: int
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    permissions: str | None = None  #: ``Permissions.dump()`` of the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Batch:
     output_file_id: str | None
     error_file_id: str | None
     errors: list[dict[str, Any]] | None
+    permissions: str | None = None
 
     @property
     def open(self) -> int:

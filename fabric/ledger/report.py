@@ -50,7 +50,7 @@ def _sums(batch_id: str) -> Select[Any]:
     return (
         select(
             *_PLACE,
-            func.count().label("lines"),
+            func.sum(usage.c.requests).label("lines"),
             func.sum(usage.c.input_tokens).label("input_tokens"),
             func.sum(usage.c.output_tokens).label("output_tokens"),
             func.sum(usage.c.cost_usd).label("cost_usd"),

@@ -73,6 +73,7 @@ batches = Table(
     Column("errors", Text),  # JSON array: why the whole batch failed
     Column("idempotency_key", String(256)),
     Column("fingerprint", String(128)),
+    Column("permissions", Text),  # JSON object: what the key that made it permits; null: everything
     UniqueConstraint("tenant", "idempotency_key", name="uq_batches_idempotency"),
     Index("ix_batches_tenant_created", "tenant", "created_ms", "id"),
     Index("ix_batches_status", "status"),
@@ -131,6 +132,103 @@ usage = Table(
     Column("finished_ms", BigInteger, nullable=False),
     Column("batch_id", String(64)),
     Column("line_no", Integer),
+    # 1: the row is the end of its job. 0: an earlier attempt, or another end of one that was parked and replayed.
+    Column("requests", Integer, nullable=False, server_default="1"),
+    Column("estimated", Integer, nullable=False, server_default="0"),  # 1: tokens that no engine counted
+    Column("served_model", String(128)),
+    Column("policy_hash", String(64)),
+    Column("price_version", String(64)),
+    Column("machine_usd", Double, nullable=False, server_default="0"),  # the part of the cost that is machine time
+    Column("cloud_equivalent_usd", Double, nullable=False, server_default="0"),  # 0: nothing to compare with
+    Column("baseline_usd", Double, nullable=False, server_default="0"),
+    Column("expected_cost_usd", Double),  # at the decision
     Index("ix_usage_tenant_finished", "tenant", "finished_ms", "job_id"),
     Index("ix_usage_batch", "batch_id", sqlite_where=OF_BATCH, postgresql_where=OF_BATCH),
+)
+
+#: What ``usage_sums`` keeps apart, in the order of its key: times first, so that new rows go to one end. ``tag`` is
+#: empty in the sums of everything; in the others a row counts once for each of its tags. Texts that a row doesn't
+#: have are empty; so are ``key_id`` and ``endpoint`` of all rows in ``brief``, which is by day and far shorter.
+SUM_KEYS = ("period", "tag", "at_ms", "tenant", "key_id", "endpoint", "model", "tier", "deployment")
+#: What is added up.
+SUM_COUNTS = (
+    *("requests", "failures", "attempts", "estimated", "input_tokens", "cached_input_tokens", "output_tokens"),
+    "reasoning_tokens",
+)
+SUM_AMOUNTS = (
+    *("engine_s", "cost_usd", "machine_usd", "cloud_equivalent_usd"),
+    "compared_usd",  # cost of the rows that have a cloud equivalent
+    "baseline_usd",
+    *("expected_usd", "foreseen_usd", "missed_usd"),  # expected; actual of the same rows; sum of |one - other|
+)
+
+usage_sums = Table(
+    "usage_sums",
+    metadata,
+    Column("period", String(8), primary_key=True),  # hour | day | brief
+    Column("tag", String(64), primary_key=True),
+    Column("at_ms", BigInteger, primary_key=True, autoincrement=False),  # its beginning, UTC
+    Column("tenant", String(128), primary_key=True),
+    Column("key_id", String(64), primary_key=True),
+    Column("endpoint", String(64), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("tier", String(16), primary_key=True),
+    Column("deployment", String(64), primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in SUM_COUNTS),
+    *(Column(name, Double, nullable=False) for name in SUM_AMOUNTS),
+    sqlite_with_rowid=False,
+)
+
+#: How long each worker was up in each hour, whether it worked or not.
+worker_hours = Table(
+    "worker_hours",
+    metadata,
+    Column("worker", String(64), primary_key=True),
+    Column("hour_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("tier", String(16), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("up_s", Double, nullable=False),
+    Column("usd_per_hour", Double, nullable=False),
+    Index("ix_worker_hours_hour", "hour_ms"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),  # of the key, under the fabric's secret
+    Column("seal", LargeBinary(32), nullable=False),  # of the row, under the same
+    Column("secret_id", String(16), nullable=False),  # which secret
+    Column("prefix", String(16), nullable=False),  # the key's beginning, for people
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128)),
+    Column("scopes", Text, nullable=False),  # JSON array
+    Column("models", Text),  # JSON array; null: all
+    Column("tiers", Text),  # JSON array; null: all
+    Column("regions", Text),  # JSON array; null: all
+    Column("privacy_floor", String(16)),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("created_by", String(64), nullable=False),  # a key's id, or cli
+    Column("replaces", String(64)),  # the key that this one was rotated from
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+    Column("first_used_ms", BigInteger),
+    Column("revision", BigInteger, nullable=False),  # grows with every change of the table
+    Index("ix_keys_revision", "revision"),
+    Index("ix_keys_tenant_created", "tenant", "created_ms", "id"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # from 1, without gaps
+    Column("at_ms", BigInteger, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("actor", String(64), nullable=False),  # a key's id, cli or open
+    Column("tenant", String(128)),
+    Column("subject", String(128)),  # what it was done to: an id
+    Column("detail", Text),  # JSON object
+    Column("count", Integer, nullable=False),  # how many alike this row stands for
+    Column("secret_id", String(16), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),  # of this row and the hash before it
 )

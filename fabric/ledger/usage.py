@@ -1,27 +1,35 @@
-"""Statements about usage: one row for each attempt that ended a job."""
+"""Statements about usage: one row for each attempt, and the one that ended the job says so."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Row, and_, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 
-from fabric.contracts.completion import Completion
+from fabric.contracts.completion import Completion, EarlierAttempt
+from fabric.contracts.job import JobState, Measures
+from fabric.ledger import sums
 from fabric.ledger.tables import usage
 
 _CODE_CHARS = 64
+#: The state of an attempt that wasn't its job's last.
+REQUEUED = "requeued"
+_SUCCEEDED, _DEAD = JobState.SUCCEEDED.value, JobState.DEAD.value
+#: Rows that one transaction deletes: fewer let others write sooner.
+_PRUNED_AT_ONCE = 5_000
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
-    """A row. Tokens as the engine counted them; ``*_ms``: milliseconds since the epoch; ``*_s``: seconds."""
+class Used(NamedTuple):
+    """A row. Tokens as the engine counted them; ``*_ms``: milliseconds since the epoch; ``*_s``: seconds.
+
+    The decision that an attempt rests on is known by the job's id and the attempt's number.
+    """
 
     job_id: str
-    attempt: int
+    attempt: int  #: 0: ended before any dispatch; below 0: what that attempt cost after it had been given up
     tenant: str
     key_id: str | None
     tags: tuple[str, ...]
@@ -33,7 +41,7 @@ class Used:
     tier: str | None
     deployment: str | None
     worker: str | None
-    state: str
+    state: str  #: the job's, or ``requeued``
     fault: str | None
     error_code: str | None
     input_tokens: int
@@ -49,76 +57,186 @@ class Used:
     finished_ms: int
     batch_id: str | None
     line_no: int | None
+    requests: int
+    estimated: int
+    served_model: str | None
+    policy_hash: str | None
+    price_version: str | None
+    machine_usd: float
+    cloud_equivalent_usd: float
+    baseline_usd: float
+    expected_cost_usd: float | None
 
 
-_COLUMNS = tuple(usage.c[name] for name in Used.__slots__)
+class Note(NamedTuple):
+    """What the recorder knows of a job beyond its completion."""
+
+    policy_hash: str | None = None
+    expected_cost_usd: float | None = None
+    cloud_equivalent_usd: float = 0.0
+    baseline_usd: float = 0.0
 
 
-def add(connection: Connection, completions: Sequence[Completion]) -> None:
-    """Stores what was used; attempts that are there already stay as they are."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+def no_note(completion: Completion) -> Note:
+    return Note()
+
+
+_COLUMNS = tuple(usage.c[name] for name in Used._fields)
+_TAGS = Used._fields.index("tags")
+
+
+def add(
+    connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note] = no_note
+) -> None:
+    """Stores what was used, in rows and in sums; attempts that are there already stay as they are, and count no
+    second time."""
+    rows: list[Used] = []
     # In one order, so that two recorders with the same completions wait for each other only one way.
-    rows = [_row(c) for c in sorted(completions, key=lambda c: (c.spec.id, c.attempt))]
-    if rows:
-        connection.execute(insert(usage).on_conflict_do_nothing(), rows)
+    for done in sorted(completions, key=_order):
+        rows += [_earlier(done, attempt) for attempt in done.earlier]
+        rows.append(_last(done, note(done)))
+    if rows and (new := _insert(connection, rows)):
+        sums.add(connection, new)
 
 
-def _row(completion: Completion) -> dict[str, Any]:
-    spec, measures = completion.spec, completion.measures
-    error = orjson.loads(completion.error) if completion.error else {}
+def _order(completion: Completion) -> tuple[str, int]:
+    return completion.spec.id, completion.attempt
+
+
+def _insert(connection: Connection, rows: Sequence[Used]) -> Sequence[Used]:
+    """Answers those that weren't there before."""
+    # Past SQLAlchemy's own preparation of each row, which takes longer than the database does.
+    statement = _insert_statement(connection.dialect.name)
+    stored = [_stored(row) for row in rows]
+
+    def insert(values: Any) -> int:
+        return connection.exec_driver_sql(statement, values, execution_options={"preserve_rowcount": True}).rowcount
+
+    savepoint = connection.begin_nested()
+    if insert(stored) == len(rows):
+        savepoint.commit()
+        return rows
+    # Some came a second time, after a crash: then it matters which.
+    savepoint.rollback()
+    return [row for row, values in zip(rows, stored, strict=True) if insert(values) == 1]
+
+
+@cache
+def _insert_statement(dialect: str) -> str:
+    places = ", ".join(("%s" if dialect == "postgresql" else "?",) * len(Used._fields))
+    return f"INSERT INTO usage ({', '.join(Used._fields)}) VALUES ({places}) ON CONFLICT DO NOTHING"
+
+
+def _stored(row: Used) -> tuple[Any, ...]:
+    tags = orjson.dumps(row.tags).decode() if row.tags else None
+    return (*row[:_TAGS], tags, *row[_TAGS + 1 :])
+
+
+def _last(done: Completion, note: Note) -> Used:
+    # One that was parked and replayed was counted when it was parked.
+    requests = int(not done.late and not any(attempt.outcome == _DEAD for attempt in done.earlier))
+    # What would have been paid elsewhere, or was foreseen: of answers, not of failures.
+    elsewhere = note[1:] if done.state == _SUCCEEDED else (None, 0.0, 0.0)
+    return _made(
+        done,
+        (done.attempt, done.tier, done.deployment, done.worker, done.state),
+        orjson.loads(done.error) if done.error else {},
+        done.measures,
+        (done.dispatched_ms, done.claimed_ms, done.finished_ms),
+        requests,
+        Note(note.policy_hash, *elsewhere),
+    )
+
+
+def _earlier(done: Completion, attempt: EarlierAttempt) -> Used:
+    state = _DEAD if attempt.outcome == _DEAD else REQUEUED
+    return _made(
+        done,
+        (attempt.number, attempt.tier, attempt.deployment, attempt.worker, state),
+        attempt.error or {},
+        attempt.measures,
+        (attempt.dispatched_ms, attempt.claimed_ms, attempt.ended_ms),
+        0,
+        Note(attempt.policy_hash),
+    )
+
+
+def _made(
+    done: Completion,
+    try_: tuple[int, str | None, str | None, str | None, str],
+    error: dict[str, Any],
+    measures: Measures,
+    times: tuple[int | None, int | None, int],
+    requests: int,
+    note: Note,
+) -> Used:
+    # By place, not by name: this runs once for every line of every batch.
+    spec, used, (number, tier, deployment, worker, state) = done.spec, measures.usage, try_
+    return Used(
+        spec.id,
+        number,
+        spec.tenant,
+        spec.key_id,
+        spec.tags,
+        spec.endpoint,
+        spec.model,
+        spec.privacy,
+        spec.priority,
+        spec.policy,
+        tier,
+        deployment,
+        worker,
+        state,
+        error.get("fault"),
+        _code(error),
+        used.input_tokens,
+        used.cached_input_tokens,
+        used.output_tokens,
+        used.reasoning_tokens,
+        measures.cost_usd,
+        measures.engine_s,
+        measures.first_token_s,
+        done.accepted_ms,
+        *times,
+        spec.batch_id,
+        spec.line_no,
+        requests,
+        int(used.estimated),
+        measures.served_model or None,
+        note.policy_hash,
+        measures.price_version or None,
+        measures.machine_usd,
+        note.cloud_equivalent_usd,
+        note.baseline_usd,
+        note.expected_cost_usd,
+    )
+
+
+def _code(error: dict[str, Any]) -> str | None:
     code = error.get("code")
-    return {
-        "job_id": spec.id,
-        "attempt": completion.attempt,
-        "tenant": spec.tenant,
-        "key_id": spec.key_id,
-        "tags": orjson.dumps(spec.tags).decode() if spec.tags else None,
-        "endpoint": spec.endpoint,
-        "model": spec.model,
-        "privacy": spec.privacy,
-        "priority": spec.priority,
-        "policy": spec.policy,
-        "tier": completion.tier,
-        "deployment": completion.deployment,
-        "worker": completion.worker,
-        "state": completion.state,
-        "fault": error.get("fault"),
-        # A provider's code may be any text.
-        "error_code": str(code).replace("\0", "")[:_CODE_CHARS] if code else None,
-        "input_tokens": measures.usage.input_tokens,
-        "cached_input_tokens": measures.usage.cached_input_tokens,
-        "output_tokens": measures.usage.output_tokens,
-        "reasoning_tokens": measures.usage.reasoning_tokens,
-        "cost_usd": measures.cost_usd,
-        "engine_s": measures.engine_s,
-        "first_token_s": measures.first_token_s,
-        "accepted_ms": completion.accepted_ms,
-        "dispatched_ms": completion.dispatched_ms,
-        "claimed_ms": completion.claimed_ms,
-        "finished_ms": completion.finished_ms,
-        "batch_id": spec.batch_id,
-        "line_no": spec.line_no,
-    }
+    # A provider's code may be any text.
+    return str(code).replace("\0", "")[:_CODE_CHARS] if code else None
 
 
 def of_job(connection: Connection, tenant: str, job_id: str) -> list[Used]:
     """What one job used, the oldest attempt first; empty when it is unknown or another tenant's."""
     query = select(*_COLUMNS).where(usage.c.job_id == job_id, usage.c.tenant == tenant).order_by(usage.c.attempt)
-    return [_used(row) for row in connection.execute(query)]
+    return [_row(row) for row in connection.execute(query)]
 
 
 def page(
     connection: Connection, tenant: str, *, limit: int, after: tuple[int, str, int] | None = None
 ) -> tuple[list[Used], bool]:
-    """The newest first, those behind the row ``after`` (``mark`` of the last one seen); and whether there are more."""
+    """Ends of jobs, the newest first, those behind the row ``after`` (``mark`` of the last one seen); and whether
+    there are more."""
     finished, job, attempt = usage.c.finished_ms, usage.c.job_id, usage.c.attempt
-    query = select(*_COLUMNS).where(usage.c.tenant == tenant)
+    query = select(*_COLUMNS).where(usage.c.tenant == tenant, usage.c.state != REQUEUED)
     if after is not None:
         at, job_id, number = after
         same_job = and_(finished == at, job == job_id, attempt < number)
         query = query.where(or_(finished < at, and_(finished == at, job < job_id), same_job))
     rows = connection.execute(query.order_by(finished.desc(), job.desc(), attempt.desc()).limit(limit + 1)).all()
-    return [_used(row) for row in rows[:limit]], len(rows) > limit
+    return [_row(row) for row in rows[:limit]], len(rows) > limit
 
 
 def mark(used: Used) -> tuple[int, str, int]:
@@ -126,7 +244,20 @@ def mark(used: Used) -> tuple[int, str, int]:
     return used.finished_ms, used.job_id, used.attempt
 
 
-def _used(row: Row[Any]) -> Used:
-    values = dict(row._mapping)
-    values["tags"] = tuple(orjson.loads(values["tags"])) if values["tags"] else ()
-    return Used(**values)
+def prune(connection: Connection, before_ms: int) -> int:
+    """Deletes some of the rows of attempts that ended before; answers how many. Sums stay."""
+    tenant = ""
+    # From tenant to tenant along the index: a list of all of them would read all rows.
+    while tenant := connection.execute(select(func.min(usage.c.tenant)).where(usage.c.tenant > tenant)).scalar() or "":
+        old = select(usage.c.job_id).where(usage.c.tenant == tenant, usage.c.finished_ms < before_ms)
+        jobs = connection.execute(old.order_by(usage.c.finished_ms).limit(_PRUNED_AT_ONCE)).scalars().all()
+        if jobs:
+            gone = delete(usage).where(usage.c.job_id.in_(sorted(set(jobs))), usage.c.finished_ms < before_ms)
+            return connection.execute(gone).rowcount
+    return 0
+
+
+def _row(row: Row[Any]) -> Used:
+    values = Used._make(row)
+    tags: Any = values.tags
+    return values._replace(tags=tuple(orjson.loads(tags)) if tags else ())
