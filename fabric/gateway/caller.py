@@ -1,4 +1,4 @@
-"""Who asks. Open on loopback: everybody is the default tenant, whatever their bearer token says."""
+"""Who asks, and what they may: found out by ``keyring``, checked against what a route needs by ``access``."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
-from starlette.datastructures import Headers
 from starlette.requests import Request
+
+from fabric.contracts.key import ALL_SCOPES, EVERYTHING, Permissions, Scope
+
+#: Where the caller of a request is kept in its ASGI scope.
+CALLER = "fabric.caller"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
+    """``key_id``: ``None`` while the fabric is open."""
+
     tenant: str
     key_id: str | None = None
+    scopes: frozenset[Scope] = ALL_SCOPES
+    permissions: Permissions = EVERYTHING
 
-
-_EVERYBODY = Caller(tenant="default")
-
-
-def identify(headers: Headers) -> Caller:
-    return _EVERYBODY
+    @property
+    def actor(self) -> str:
+        """As the audit trail names who did something."""
+        return self.key_id or "open"
 
 
 async def _identified(request: Request) -> Caller:
-    return identify(request.headers)
+    caller: Caller = request.scope[CALLER]
+    return caller
 
 
-#: For FastAPI's routes: ``caller: Identified``.
+#: For FastAPI's routes: ``caller: Identified``. That the caller may use the route was checked before.
 Identified = Annotated[Caller, Depends(_identified)]
