@@ -7,8 +7,36 @@ gives the same decision out.
 >>> decision.chosen or refusal(spec, decision, catalog)
 """
 
-from fabric.routing.plan import decide, policy_hash, shape
+from fabric.routing.admission import Admission, Denied, admit
+from fabric.routing.constraints import label_blocks, walled_off
+from fabric.routing.lateness import too_near
+from fabric.routing.plan import decide, policy_hash, policy_text, shape
+from fabric.routing.reach import unreachable
 from fabric.routing.refusal import refusal
+from fabric.routing.rules import NO_PLACING, Moment, places_tag, rulebook
+from fabric.routing.tried import end_of_chain, waits_for
 from fabric.routing.world import DeploymentState, World, world_of
 
-__all__ = ["DeploymentState", "World", "decide", "policy_hash", "refusal", "shape", "world_of"]
+__all__ = [
+    "NO_PLACING",
+    "Admission",
+    "Denied",
+    "DeploymentState",
+    "Moment",
+    "World",
+    "admit",
+    "decide",
+    "end_of_chain",
+    "label_blocks",
+    "places_tag",
+    "policy_hash",
+    "policy_text",
+    "refusal",
+    "rulebook",
+    "shape",
+    "too_near",
+    "unreachable",
+    "waits_for",
+    "walled_off",
+    "world_of",
+]

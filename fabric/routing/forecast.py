@@ -49,16 +49,17 @@ def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float 
     pace = experience.paces.get((spec.endpoint, deployment.name))
     measured = pace is not None and pace.samples >= ENOUGH_SAMPLES and world.now_ms - pace.updated_ms <= FRESH_MS
     if pace is None:
-        pace = PRIORS[deployment.tier]
+        pace = usual(deployment)
     if spec.endpoint == "/v1/embeddings":
         output = 0.0
     else:
         length = experience.lengths.get((spec.endpoint, spec.model))
         measured = measured and length is not None and length.samples >= ENOUGH_SAMPLES
         mean = PRIOR_OUTPUT_TOKENS if length is None else length.mean_tokens
-        output = min(mean, most_output_tokens(spec, deployment))
+        output = min(mean, most_output_tokens(spec, deployment)) * spec.answers
     prefill_s = pace.base_s + pace.per_prompt_token_s * spec.prompt_tokens
-    service_s = prefill_s + pace.per_output_token_s * output
+    # A provider's batch comes home whole: what counts is how long the last ones took, not the answer's length.
+    service_s = pace.engine_s if deployment.waits else prefill_s + pace.per_output_token_s * output
     state = world.deployments.get(deployment.name)
     if state is None or not state.slots:
         return Forecast(None, None, None, service_s, output, measured)
@@ -66,7 +67,7 @@ def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float 
     if before > 1 and spec.priority == "interactive":
         before = 1  # at the worker's gate it goes before all that isn't running yet
     wait_s = ahead_s + before * pace.engine_s / state.slots if before > 0 else ahead_s
-    first_token_s = wait_s + prefill_s if pace.first_tokens else None
+    first_token_s = wait_s + prefill_s if pace.first_tokens and not deployment.waits else None
     return Forecast(wait_s, first_token_s, wait_s + service_s, service_s, output, measured)
 
 
@@ -76,11 +77,21 @@ def backlog_ahead_s(spec: JobSpec, deployments: tuple[Deployment, ...], world: W
     if not ahead:
         return 0.0
     rate = fsum(  # exact, so that the order of the deployments can't show
-        world.of(d.name).slots / engine_s for d in deployments if (engine_s := _engine_s(spec, d, world.experience)) > 0
+        world.of(d.name).slots / engine_s
+        for d in deployments
+        if d.takes(spec.priority) and (engine_s := _engine_s(spec, d, world.experience)) > 0
     )
     return ahead / rate if rate else 0.0
 
 
 def _engine_s(spec: JobSpec, deployment: Deployment, experience: Experience) -> float:
     pace = experience.paces.get((spec.endpoint, deployment.name))
-    return (pace or PRIORS[deployment.tier]).engine_s
+    return (pace or usual(deployment)).engine_s
+
+
+def usual(deployment: Deployment) -> Pace:
+    """What is taken for granted of a place where nothing has been measured."""
+    if deployment.waits and deployment.batch_api is not None:
+        expected_s = deployment.batch_api.expected_s
+        return Pace(0, 0, expected_s, base_s=expected_s, per_prompt_token_s=0.0, per_output_token_s=0.0)
+    return PRIORS[deployment.tier]

@@ -25,11 +25,14 @@ def refusal(spec: JobSpec, decision: Decision, catalog: Catalog, now_ms: int = 0
         known = ", ".join(sorted(catalog.by_policy))
         message = f"There is no policy {decision.policy!r} here any more; there are {known}."
         return InvalidRequest(message, param="fabric.policy", code="unknown_policy").info
-    if all(out.reason == "context" for out in decision.eliminated):
-        details = "; ".join(f"{out.deployment}: {out.detail}" for out in decision.eliminated)
+    # Of a pinned job only that one place matters, unless it has gone from the catalogue.
+    asked_for = tuple(out for out in decision.eliminated if spec.deployment in (None, out.deployment))
+    eliminated = asked_for or decision.eliminated
+    if all(out.reason == "context" for out in eliminated):
+        details = "; ".join(f"{out.deployment}: {out.detail}" for out in eliminated)
         return ContextOverflow(f"The request is too long for every deployment of {spec.model!r} ({details}).").info
-    reasons = "; ".join(f"{out.deployment}: {out.reason} ({out.detail})" for out in decision.eliminated)
-    late = any(out.reason == "deadline" for out in decision.eliminated)
+    reasons = "; ".join(f"{out.deployment}: {out.reason} ({out.detail})" for out in eliminated)
+    late = any(out.reason == "deadline" for out in eliminated)
     if late and _deadline_binds(spec, catalog.by_policy[decision.policy], now_ms):
         # As if it had waited for its end, only sooner.
         return DeadlineExceeded(f"No deployment of {spec.model!r} can meet the deadline: {reasons}.").info

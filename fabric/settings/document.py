@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -53,12 +54,23 @@ def line_of(path: Path, location: Location) -> int:
     return 1 if node is None else _find(node, location)
 
 
+def complain(path: Path, wrong: Iterable[tuple[Location, str]]) -> str:
+    """One line each, as for what ``read`` finds, for parts of a file that it has accepted."""
+    node = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+    assert node is not None  # of a file that says something wrong
+    found = sorted((_find(node, location), f"`{_dotted(location)}` is wrong: {said}.") for location, said in wrong)
+    return _shown(path, found)
+
+
 def _complaints(path: Path, node: yaml.Node, error: ValidationError) -> str:
     """One line each, in the order of the file."""
     details = error.errors(include_url=False, include_input=False)
     # A list whose items are wrong also counts as too short: only the items' complaints help.
     causes = [d for d in details if d["type"] != "too_short" or not any(_inside(o["loc"], d["loc"]) for o in details)]
-    lines = sorted((_find(node, tuple(d["loc"])), _sentence(d)) for d in causes)
+    return _shown(path, sorted((_find(node, tuple(d["loc"])), _sentence(d)) for d in causes))
+
+
+def _shown(path: Path, lines: Sequence[tuple[int, str]]) -> str:
     shown = [f"{path}:{line}: {sentence}" for line, sentence in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"… and {len(lines) - _SHOWN} more.")

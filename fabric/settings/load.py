@@ -9,10 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fabric.contracts.breaker import Breaker
 from fabric.contracts.catalog import Catalog, Deployment, Model
 from fabric.contracts.errors import ConfigError
 from fabric.contracts.policy import BUILT_IN
-from fabric.settings import document, environment
+from fabric.pricing import priced
+from fabric.settings import document, environment, rules
+from fabric.settings.batch_apis import with_batch_apis
 from fabric.settings.defaults import default_model, shipped_model
 from fabric.settings.settings import Document, Options, Settings, resolve
 
@@ -33,7 +36,8 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     written = document.read(path) if path else Document()
     folder = path.absolute().parent if path else Path.cwd()
     options = Options.model_validate({**_set(written, folder), **_set(given, Path.cwd())})
-    catalog = _catalog(written, folder, environ.get(environment.CPU_MODEL), path)
+    catalog = _priced(_catalog(written, folder, environ.get(environment.CPU_MODEL), path), path)
+    _check_rules(catalog, path)
     return resolve(options, catalog, path.absolute() if path else None)
 
 
@@ -58,13 +62,18 @@ def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path 
     if path and written.default_policy not in known:
         line = document.line_of(path, ("default_policy",))
         raise ConfigError(f"{path}:{line}: `default_policy` is wrong: use one of {', '.join(sorted(known))}.")
-    rules: dict[str, Any] = {
+    given: dict[str, Any] = {
+        "tiers": written.tiers,
+        "baseline": written.baseline,
         "privacy": written.privacy,
         "policies": written.policies,
         "default_policy": written.default_policy,
+        "rules": written.rules,
+        "rule_headers": written.rule_headers,
+        "rule_timezone": written.rule_timezone,
     }
     if not written.models:
-        return Catalog(models=(default_model(chosen),), **rules)
+        return Catalog(models=(_with_breakers(default_model(chosen), written.breaker),), **given)
     unnamed = [d for m in written.models for d in m.deployments if d.engine == "llamacpp" and not d.model]
     if chosen and not unnamed:
         raise ConfigError(
@@ -72,12 +81,37 @@ def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path 
             "unset the variable, or leave out `model` in the deployment that it is for."
         )
     models = tuple(_with_files(model, folder, chosen) for model in written.models)
+    models = tuple(_with_breakers(model, written.breaker) for model in models)
     try:
-        return Catalog(models=models, **rules)
+        return Catalog(models=models, **given)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         line = document.line_of(path, ("models",)) if path else 1
         raise ConfigError(f"{path}:{line}: `models`: {message}.") from None
+
+
+def _priced(catalog: Catalog, path: Path | None) -> Catalog:
+    try:
+        catalog = priced(catalog)
+    except ConfigError as error:
+        line = document.line_of(path, ("baseline",)) if path else 1
+        raise ConfigError(f"{path}:{line}: {error.message}") from None
+    try:
+        return with_batch_apis(catalog)
+    except ConfigError as error:
+        line = document.line_of(path, ("models",)) if path else 1
+        raise ConfigError(f"{path}:{line}: {error.message}") from None
+
+
+def _check_rules(catalog: Catalog, path: Path | None) -> None:
+    wrong = list(rules.complaints(catalog)) if catalog.rules else []
+    if path and wrong:
+        raise ConfigError(document.complain(path, wrong))
+
+
+def _with_breakers(model: Model, of_all: Breaker) -> Model:
+    deployments = tuple(d.model_copy(update={"breaker": d.breaker.over(of_all)}) for d in model.deployments)
+    return model.model_copy(update={"deployments": deployments})
 
 
 def _with_files(model: Model, folder: Path, chosen: Path | None) -> Model:

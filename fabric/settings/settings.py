@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from fabric.contracts.catalog import Catalog, Model, PrivacyRules
+from fabric.contracts.breaker import Breaker
+from fabric.contracts.catalog import Baseline, Catalog, Model, PrivacyRules, Tier, TierCost
 from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
+from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 RedisUrl = Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")]
@@ -32,6 +34,14 @@ class Options(BaseModel):
     #: Lets the API listen beyond loopback without keys: for where a port mapping or a network policy
     #: keeps strangers out.
     allow_open: bool = False
+    #: Lets it listen there without TLS: for where a proxy in front of it speaks TLS.
+    allow_plaintext: bool = False
+    #: PEM files; both or none. With them the API speaks TLS and nothing else.
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    #: What API keys are hashed and the audit trail is sealed with; ``new,old`` while it is being changed.
+    #: Without one, it is made and kept in the data directory. Never shown.
+    secret: str | None = Field(None, repr=False)
     #: Everything that a run writes.
     data_dir: Path = Path(".fabric")
     #: Without one, ``fabric up`` runs a Valkey of its own. URLs may hold passwords: never shown.
@@ -43,6 +53,8 @@ class Options(BaseModel):
     #: How long a stopping process may take to finish what it holds. Longer loses fewer attempts to a
     #: restart; shorter stops sooner. No job is lost either way.
     drain_s: float = Field(30.0, ge=0, le=3600)
+    #: How long the ledger keeps a row for each attempt; sums by hour and day stay. Without it: for good.
+    usage_retention_days: int | None = Field(None, ge=1)
 
 
 class Document(Options):
@@ -53,6 +65,15 @@ class Document(Options):
     policies: dict[PolicyName, Policy] = Field(default_factory=dict)
     #: For requests that name none.
     default_policy: str = DEFAULT_POLICY
+    rules: tuple[Rule, ...] = ()
+    rule_headers: RuleHeaders = ()
+    rule_timezone: ZoneName = "UTC"
+    #: Of every deployment that doesn't say otherwise.
+    breaker: Breaker = Breaker()
+    #: What hours of workers cost.
+    tiers: dict[Tier, TierCost] = Field(default_factory=dict)
+    #: What savings are counted against where nothing better is known.
+    baseline: Baseline | None = None
 
 
 class Settings(BaseModel):
@@ -63,6 +84,10 @@ class Settings(BaseModel):
     host: str
     port: int
     allow_open: bool
+    allow_plaintext: bool
+    tls_cert: Path | None
+    tls_key: Path | None
+    secret: str | None = Field(repr=False)
     data_dir: Path
     redis_url: str = Field(repr=False)
     broker_url: str = Field(repr=False)
@@ -70,6 +95,7 @@ class Settings(BaseModel):
     files_dir: Path
     log_level: LogLevel
     drain_s: float
+    usage_retention_days: int | None = None
     catalog: Catalog
     #: The socket of the embedded Valkey; ``None`` when Redis runs elsewhere.
     socket: Path | None
@@ -85,6 +111,10 @@ def resolve(options: Options, catalog: Catalog, config: Path | None) -> Settings
         host=options.host,
         port=options.port,
         allow_open=options.allow_open,
+        allow_plaintext=options.allow_plaintext,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        secret=options.secret,
         data_dir=data_dir,
         redis_url=redis_url,
         broker_url=options.broker_url or broker_on(redis_url),
@@ -92,6 +122,7 @@ def resolve(options: Options, catalog: Catalog, config: Path | None) -> Settings
         files_dir=(options.files_dir or data_dir / "files").absolute(),
         log_level=options.log_level,
         drain_s=options.drain_s,
+        usage_retention_days=options.usage_retention_days,
         catalog=catalog,
         socket=socket,
         config=config,

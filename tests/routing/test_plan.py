@@ -226,7 +226,7 @@ class TestADecision:
 
     @given(specs, specs, catalogs, worlds)
     def test_is_the_same_for_jobs_of_one_shape(self, one: JobSpec, two: JobSpec, found: Catalog, world: World) -> None:
-        two = replace(one, id="job_2", tenant=two.tenant, tags=("t",), custom_id="c", batch_id="b", stream=True)
+        two = replace(one, id="job_2", tenant=two.tenant, tags=("t",), custom_id="c", batch_id="b")
         assert shape(one) == shape(two)
         assert decide(one, found, "", world) == decide(two, found, "", world)
 
@@ -490,3 +490,21 @@ class TestRefusal:
     def test_a_model_that_left_the_catalogue(self) -> None:
         job = spec(model="gone")
         assert refusal(job, decide(job, catalog({}), ""), catalog({})).code == "model_not_found"
+
+
+def test_a_pinned_job_runs_at_that_deployment_or_nowhere() -> None:
+    places = catalog({}, {}, {"tier": "cloud"})
+    rules = policy_hash(places)
+    live = World({"a": DeploymentState(1, 4, 8, 0)})
+    decision = decide(spec(deployment="b"), places, rules, live)
+    assert (plan(decision), out(decision)) == (["b"], {"a": "rule", "c": "rule"})
+
+    walled = decide(spec(deployment="c", privacy="restricted"), places, rules)
+    assert (plan(walled), out(walled)) == ([], {"a": "rule", "b": "rule", "c": "privacy"})
+    assert refusal(spec(deployment="c", privacy="restricted"), walled, places).code == "no_eligible_deployment"
+
+    long = spec(deployment="b", prompt_tokens=10_000)
+    assert refusal(long, decide(long, places, rules), places).code == "context_length_exceeded"
+    gone = spec(deployment="z")
+    assert refusal(gone, decide(gone, places, rules), places).code == "no_eligible_deployment"
+    assert shape(spec(deployment="a")) != shape(spec())

@@ -112,7 +112,7 @@ def test_a_cpu_model_variable_that_nothing_would_use_is_an_error() -> None:
         ("port: [1\n", "fabric.yaml:2: expected ',' or ']'"),
         ("- 1\n", "fabric.yaml:1: the file must hold keys and values"),
         (MODELS + MODELS.removeprefix("models:\n"), "fabric.yaml:1: `models`: model name used twice: m"),
-        ("rules: {}\n", "fabric.yaml:1: unknown key `rules`."),
+        ("colours: {}\n", "fabric.yaml:1: unknown key `colours`."),
         ("policies:\n  p: {kind: cheepest}\n", "fabric.yaml:2: `policies.p.kind` is wrong: use 'local-first'"),
         ("policies:\n  p:\n    kind: cheapest\n    max_lag: 1\n", "fabric.yaml:4: unknown key `policies.p.max_lag`"),
         ("policies:\n  p: {kind: weighted}\n", "fabric.yaml:2: `policies.p` is wrong: a `weighted` policy needs"),
@@ -211,3 +211,44 @@ def test_passwords_stay_out_of_the_representation() -> None:
     with pytest.raises(ConfigError) as caught:
         settings.load(environ={"FABRIC_BROKER_URL": "smtp://:hunter2@h"})
     assert "hunter2" not in str(caught.value)
+
+
+PLACES = """\
+models:
+  - name: m
+    deployments:
+      - {engine: mock, tier: cpu}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "line", "said"),
+    [
+        ('- {when: tenantt == "x", deny: "no"}', 6, "unknown name `tenantt`"),
+        ("- when: prompt_tokens\n    deny: no-way", 6, "it is int, and not true or false"),
+        ("- require: {deployment: m-gpu}", 6, "there is no deployment `m-gpu`; there are m-cpu"),
+        ("- allow: true\n  - prefer:\n      region: [local, eu]", 8, "there is no region `eu`; there are local"),
+        ("- set: {policy: none-such}", 6, "there is no policy `none-such`"),
+        ("- canary: {deployment: x, weight: 0.1}", 6, "there is no deployment `x`"),
+        ("- require: {tier: tpu}", 6, "use 'cpu', 'gpu' or 'cloud'"),
+        ("- {when: batch}", 6, "the rule does nothing"),
+        ('- {deny: "no", prefer: {tier: cpu}}', 6, "`deny` stands alone; it can't go with `prefer`"),
+        ("- canary: {deployment: m-cpu, weight: 2}", 6, "less than or equal to 1"),
+        ('- {when: load.cpu > 0.5, deny: "no"}', 6, "`load.cpu` isn't known when a request comes"),
+        ('- {when: priority == "batch", set: {priority: standard, policy: cheapest}}', 6, "make it two"),
+        ("- {name: a, allow: true}\n  - {name: a, allow: true}", 7, "two rules have the name `a`"),
+        ("- allow: true\nrule_headers: [authorization]", 7, "carries a secret"),
+        ("- allow: true\nrule_timezone: Mars/Phobos", 7, "use a time zone's name"),
+        ("- {alow: true}", 6, "did you mean `allow`?"),
+    ],
+)
+def test_a_rule_that_is_wrong_is_named_with_its_line(rules: str, line: int, said: str) -> None:
+    message = complaint(f"{PLACES}rules:\n  {rules}\n")
+    assert message.startswith(f"fabric.yaml:{line}: ")
+    assert said in message
+
+
+def test_rules_are_part_of_the_catalogue() -> None:
+    loaded = settings.load(write(PLACES + 'rules:\n  - {name: r, when: "batch", require: {tier: cpu}}\n'), {})
+    [rule] = loaded.catalog.rules
+    assert (rule.name, rule.when, rule.require and rule.require.tier) == ("r", "batch", ("cpu",))

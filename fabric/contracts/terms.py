@@ -1,0 +1,16 @@
+"""The fixed words of requests and places. Here so that all other values can use them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Tier = Literal["cpu", "gpu", "cloud"]
+TIERS: tuple[Tier, ...] = ("cpu", "gpu", "cloud")
+Privacy = Literal["public", "internal", "confidential", "restricted"]
+#: From the one that may go everywhere to the one that may go least far.
+PRIVACY_LABELS: tuple[Privacy, ...] = ("public", "internal", "confidential", "restricted")
+Priority = Literal["interactive", "standard", "batch"]
+#: Who goes first, first.
+PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
