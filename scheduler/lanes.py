@@ -8,13 +8,13 @@ that it holds up nobody and nobody has to look at it before there is room.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.decision import Decision
 from fabric.contracts.job import DUE_MS, PRIORITIES, JobSpec
-from fabric.routing import World
-from fabric.store.transitions import Lane, side_lane
+from fabric.routing import World, waits_for
+from fabric.store.transitions import Lane, dead_queue, side_lane
 
 #: Jobs taken in one round. More means fewer round trips, and a longer wait for who comes just after.
 ROUND = 512
@@ -40,7 +40,8 @@ def order(lanes: Iterable[Lane], now_ms: int) -> list[Lane]:
 
 
 def share_out(lanes: Iterable[Lane], world: World, catalog: Catalog, rules: str, now_ms: int) -> list[tuple[str, int]]:
-    """How many jobs to take from which lane, in order. ``rules`` names the catalogue (``routing.policy_hash``)."""
+    """How many jobs to take from which lane, in order. ``rules`` names what places were worked out under
+    (``routing.places_tag``)."""
     used: Counter[str] = Counter()
     takes: list[tuple[str, int]] = []
     left = ROUND
@@ -58,12 +59,19 @@ def share_out(lanes: Iterable[Lane], world: World, catalog: Catalog, rules: str,
     return takes
 
 
+def drain(dead: Mapping[str, int]) -> list[tuple[str, int]]:
+    """How many jobs to take from which dead-letter queue: they wait for nobody's room to be looked at."""
+    return [(dead_queue(tier), min(jobs, _STRAYS)) for tier, jobs in dead.items()]
+
+
 def _room(lane: Lane, places: Sequence[Deployment], world: World, used: Counter[str], wanted: int) -> int:
     got = 0
     for deployment in places:
         state = world.of(deployment.name)
-        free = state.limit(interactive=lane.priority == "interactive") - state.busy - used[deployment.name]
-        if lane.priority == "batch" and free < min(lane.length, max(1, min(_CHUNK, state.slots // _TOP_UP))):
+        free = state.free(interactive=lane.priority == "interactive") - used[deployment.name]
+        worth_it = max(1, min(_CHUNK, state.slots // _TOP_UP))
+        # A breaker's probe is one job: it never waits for more.
+        if lane.priority == "batch" and state.breaker is None and free < min(lane.length, worth_it):
             continue
         share = max(0, min(free, wanted - got))
         used[deployment.name] += share
@@ -77,18 +85,18 @@ def places_of(lane: Lane, catalog: Catalog, rules: str) -> Sequence[Deployment] 
     if model is None:
         return None
     if not lane.places:
-        return model.deployments
+        return model.taking(lane.priority)
     known, _, names = lane.places.partition(":")
     if known != rules:
-        return None  # decided under another catalogue
+        return None  # decided under another catalogue, or another hour
     wanted = frozenset(names.split(","))
     return [deployment for deployment in model.deployments if deployment.name in wanted]
 
 
-def waiting_lane(spec: JobSpec, decision: Decision, catalog: Catalog) -> str:
-    """The lane for a job that may run, but not now."""
-    names = {candidate.deployment for candidate in decision.plan}
+def waiting_lane(spec: JobSpec, decision: Decision, catalog: Catalog, rules: str) -> str:
+    """The lane for a job that may run, but not now. ``rules``: as in ``share_out``."""
+    names = {candidate.deployment for candidate in decision.plan}.union(waits_for(decision))
     model = catalog.by_model[spec.model]
-    if len(names) == len(model.deployments):
+    if len(names) == len(model.taking(spec.priority)):
         return spec.lane
-    return side_lane(spec, f"{decision.policy_hash}:{','.join(sorted(names))}")
+    return side_lane(spec, f"{rules}:{','.join(sorted(names))}")

@@ -10,19 +10,35 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from fabric.broker import Sender
-from fabric.contracts.catalog import Catalog
+from fabric.contracts.catalog import Catalog, PrivacyRules
 from fabric.contracts.decision import Decision
-from fabric.contracts.errors import DeadlineExceeded, Unavailable
+from fabric.contracts.errors import Unavailable
 from fabric.contracts.experience import Experience
-from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.failures import Chain
+from fabric.contracts.job import JobSpec
 from fabric.contracts.message import CHUNK_LIMIT, Chunk
-from fabric.routing import DeploymentState, World, decide, policy_hash, refusal, shape, world_of
-from fabric.store import Store, reads, transitions
+from fabric.routing import (
+    NO_PLACING,
+    DeploymentState,
+    Moment,
+    World,
+    decide,
+    places_tag,
+    policy_hash,
+    policy_text,
+    rulebook,
+    shape,
+    waits_for,
+    world_of,
+)
+from fabric.store import Store, policies, reads, transitions
 from fabric.store.transitions import FULL, Dispatch, Rejection, Taken
-from scheduler.lanes import share_out, waiting_lane
+from scheduler.endings import ending
+from scheduler.lanes import drain, share_out, waiting_lane
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +56,16 @@ class Loop:
     def __init__(self, store: Store, sender: Sender, catalog: Catalog) -> None:
         self._store = store
         self._sender = sender
-        self._catalog = catalog
-        self._hash = policy_hash(catalog)
+        self.adopt(catalog)
         self._experience = Experience()
         self._read_again_s = 0.0
+        self._walls: dict[str, PrivacyRules] = {}
+
+    def adopt(self, catalog: Catalog) -> None:
+        """From the next round on this catalogue counts, for jobs that wait already, too."""
+        self._catalog = catalog
+        self._hash = policy_hash(catalog)
+        self._kept = False
 
     def round(self) -> int:
         """Sends what there is room for; answers how many jobs moved.
@@ -52,16 +74,26 @@ class Loop:
             Unavailable: the store or the broker is away. Nothing is lost; call again later.
         """
         room = self._store(transitions.room())
-        if not room.lanes:
+        if not room.lanes and not room.dead:
             return 0
+        if not self._kept:
+            self._kept = self._store(policies.keep(self._hash, policy_text(self._catalog)))
         now_ms = int(time.time() * 1000)
-        world = world_of(room.workers, room.busy, self._catalog, experience=self._learned(), now_ms=now_ms)
-        takes = share_out(room.lanes, world, self._catalog, self._hash, now_ms)
+        world = world_of(
+            room.workers,
+            room.busy,
+            self._catalog,
+            experience=self._learned(),
+            now_ms=now_ms,
+            breakers=room.breakers,
+        )
+        tag = places_tag(self._catalog, self._hash, now_ms)
+        takes = drain(room.dead) + share_out(room.lanes, world, self._catalog, tag, now_ms)
         if not takes:
             return 0
         # First, so that jobs don't collect attempts that never left this process.
         self._sender.connect()
-        return self._place(self._store(transitions.take(takes)), world)
+        return self._place(self._store(transitions.take(takes)), world, tag)
 
     def _learned(self) -> Experience:
         if time.monotonic() >= self._read_again_s:
@@ -69,7 +101,8 @@ class Loop:
             self._read_again_s = time.monotonic() + _EXPERIENCE_S
         return self._experience
 
-    def _place(self, taken: Sequence[Taken], world: World) -> int:
+    def _place(self, taken: Sequence[Taken], world: World, tag: str) -> int:
+        world = self._with_walls(taken, world)
         used: Counter[str] = Counter()
         dispatches: dict[str, list[Dispatch]] = {}
         rejections: list[Rejection] = []
@@ -77,17 +110,14 @@ class Loop:
         moved = 0
         decisions = _Decisions(self._catalog, self._hash, world)
         for job in taken:
-            decision, dumped = decisions.of(job.spec)
-            if not decision.plan:
-                error = refusal(job.spec, decision, self._catalog, world.now_ms)
-                late = error.code == DeadlineExceeded.code
-                state = JobState.EXPIRED if late else JobState.FAILED
-                rejections.append(Rejection(job.spec.id, state, error, dumped))
+            decision, dumped = decisions.of(job.spec, job.chain)
+            if not decision.plan and not waits_for(decision):
+                rejections.append(ending(job, decision, dumped, self._catalog, world.now_ms))
                 continue
             interactive = job.spec.priority == "interactive"
             place = _first_with_room(decision, world, used, interactive=interactive)
             if place is None:
-                lane = waiting_lane(job.spec, decision, self._catalog)
+                lane = waiting_lane(job.spec, decision, self._catalog, tag)
                 waiting.append((job.spec.id, lane))
                 moved += lane != job.lane
                 continue
@@ -110,6 +140,18 @@ class Loop:
             if waiting:
                 self._store(transitions.put_aside(waiting))
         return moved + len(rejections)
+
+    def _with_walls(self, taken: Sequence[Taken], world: World) -> World:
+        """With the privacy rules that some of the jobs came in under, where those aren't the rules of now."""
+        earlier = {job.spec.accepted_under for job in taken} - {None, self._hash}
+        if not earlier:
+            return world
+        unknown = [hash_ for hash_ in earlier if hash_ is not None and hash_ not in self._walls]
+        if unknown:
+            for hash_, text in zip(unknown, self._store(policies.texts(unknown)), strict=True):
+                if text is not None:
+                    self._walls[hash_] = PrivacyRules.model_validate(text["privacy"])
+        return replace(world, walls=self._walls)
 
     def _send(self, messages: Sequence[Sequence[Dispatch]]) -> tuple[int, list[str]]:
         """Answers how many jobs were sent, and for which of them another scheduler was quicker."""
@@ -141,13 +183,15 @@ class _Decisions:
         self._catalog = catalog
         self._hash = hash_
         self._world = world
+        book = rulebook(catalog, hash_)
+        self._rules = None if book is None else Moment(book, world)
         self._by_shape: dict[Hashable, tuple[Decision, bytes]] = {}
 
-    def of(self, spec: JobSpec) -> tuple[Decision, bytes]:
-        key = shape(spec)
+    def of(self, spec: JobSpec, chain: Chain) -> tuple[Decision, bytes]:
+        key = shape(spec, NO_PLACING if self._rules is None else self._rules.placing(spec), chain)
         known = self._by_shape.get(key)
         if known is None:
-            decision = decide(spec, self._catalog, self._hash, self._world)
+            decision = decide(spec, self._catalog, self._hash, self._world, chain)
             known = self._by_shape[key] = decision, decision.dump()
         return known
 

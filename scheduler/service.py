@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from fabric.broker import Sender, make_app
-from fabric.contracts.catalog import Catalog
+from fabric.broker import Sender, is_redis, make_app
+from fabric.contracts.catalog import TIERS, Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.store import Store
 from fabric.store.reads import WAKE
+from scheduler.dead_messages import DeadMessages
 from scheduler.duties import run_duties
 from scheduler.loop import Loop
 
@@ -22,8 +24,16 @@ _LOOK_S = 1.0
 _AWAY_S = 0.2
 
 
-def run(*, redis_url: str, broker_url: str, catalog: Catalog, stop: threading.Event) -> None:
-    """Runs until ``stop`` is set. The store and the broker may come and go."""
+def run(
+    *,
+    redis_url: str,
+    broker_url: str,
+    catalog: Catalog,
+    stop: threading.Event,
+    renewed: Callable[[], Catalog | None] = lambda: None,
+) -> None:
+    """Runs until ``stop`` is set. The store and the broker may come and go. ``renewed``: the catalogue to go on
+    with, when it has changed; asked before every round."""
     store, duties_store = Store(redis_url), Store(redis_url)
     sender = Sender(make_app(broker_url))
     failures: list[Exception] = []
@@ -37,12 +47,17 @@ def run(*, redis_url: str, broker_url: str, catalog: Catalog, stop: threading.Ev
 
     duties = threading.Thread(target=do_duties, name="duties", daemon=True)
     duties.start()
+    dead = threading.Thread(target=_dead_messages, args=(broker_url, redis_url, catalog, stop), daemon=True)
+    if not is_redis(broker_url):
+        dead.start()
     log.info("scheduling %d models on %d deployments", len(catalog.by_model), len(catalog.by_deployment))
     try:
-        _schedule(store, sender, catalog, stop)
+        _schedule(Loop(store, sender, catalog), store, stop, renewed)
     finally:
         stop.set()
         duties.join(timeout=2)
+        if dead.ident is not None:
+            dead.join(timeout=2)
         sender.close()
         store.close()
         duties_store.close()
@@ -50,14 +65,23 @@ def run(*, redis_url: str, broker_url: str, catalog: Catalog, stop: threading.Ev
         raise failures[0]
 
 
-def _schedule(store: Store, sender: Sender, catalog: Catalog, stop: threading.Event) -> None:
-    loop = Loop(store, sender, catalog)
+def _dead_messages(broker_url: str, redis_url: str, catalog: Catalog, stop: threading.Event) -> None:
+    store = Store(redis_url)
+    tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
+    DeadMessages(make_app(broker_url), store, tiers).run(stop)
+    store.close()
+
+
+def _schedule(loop: Loop, store: Store, stop: threading.Event, renewed: Callable[[], Catalog | None]) -> None:
     away = False
     while not stop.is_set():
         try:
-            while loop.round():
-                if stop.is_set():
-                    break
+            moved = 1
+            while moved and not stop.is_set():
+                if changed := renewed():
+                    loop.adopt(changed)
+                    log.info("the configuration file has changed: %d models", len(changed.by_model))
+                moved = loop.round()
             store.redis.blpop([WAKE], timeout=_LOOK_S)
             if away:
                 log.info("the store and the broker are back")

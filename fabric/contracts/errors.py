@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 Fault = Literal["caller", "policy", "engine", "provider", "fabric"]
+#: Where a request may go after a failure: to any other permitted place, only to a larger context window, or only
+#: if its policy says so.
+FallBackTo = Literal["any", "larger_window", "by_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,12 @@ class ErrorInfo:
     retry: bool = False
     fall_back: bool = False
     retry_after_s: float | None = None
+    #: Where to, if it falls back.
+    fall_back_to: FallBackTo = "any"
+    #: The place takes no more for now: waiting for it isn't a failed try.
+    waits: bool = False
+    #: It says that the place is sick, not only this request: it counts towards the place's breaker.
+    breaker: bool = False
 
     def body(self) -> dict[str, Any]:
         """The OpenAI error shape."""
@@ -51,6 +60,9 @@ class FabricError(Exception):
     fault: ClassVar[Fault] = "fabric"
     retry: ClassVar[bool] = False
     fall_back: ClassVar[bool] = False
+    fall_back_to: ClassVar[FallBackTo] = "any"
+    waits: ClassVar[bool] = False
+    breaker: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -78,10 +90,13 @@ class FabricError(Exception):
             retry=self.retry,
             fall_back=self.fall_back,
             retry_after_s=self.retry_after_s,
+            fall_back_to=self.fall_back_to,
+            waits=self.waits,
+            breaker=self.breaker,
         )
 
 
-# The caller's fault: never retried, never falls back.
+# The caller's fault: never retried, and falls back only where another place may see it otherwise.
 
 
 class InvalidRequest(FabricError):
@@ -96,6 +111,12 @@ class NotAuthenticated(FabricError):
     status, type, code, fault = 401, "authentication_error", "invalid_api_key", "caller"
 
 
+class PermissionDenied(FabricError):
+    """The key is known, but its scopes don't cover this."""
+
+    status, type, code, fault = 403, "permission_error", "permission_denied", "caller"
+
+
 class NotFound(FabricError):
     """No such thing, or not this tenant's."""
 
@@ -106,6 +127,14 @@ class ModelNotFound(NotFound):
     """The model isn't in the catalogue."""
 
     code = "model_not_found"
+
+
+class ModelNotPermitted(ModelNotFound):
+    """The key doesn't permit the model. Its holder is told what everybody is told of a model that isn't there."""
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message, param="model")
+        self.model = model
 
 
 class Conflict(FabricError):
@@ -124,7 +153,7 @@ class ContextOverflow(FabricError):
     """Prompt plus answer don't fit the deployment's context window."""
 
     status, type, code, fault = 400, "invalid_request_error", "context_length_exceeded", "caller"
-    fall_back = True
+    fall_back, fall_back_to = True, "larger_window"
 
 
 class Cancelled(FabricError):
@@ -140,6 +169,12 @@ class NoEligibleDeployment(FabricError):
     """Every candidate was eliminated; the message lists why."""
 
     status, type, code, fault = 422, "policy_error", "no_eligible_deployment", "policy"
+
+
+class LabelForbids(FabricError):
+    """A job was sent where its label doesn't let it be, and the worker there refused it. Another place may be right."""
+
+    status, type, code, fall_back = 422, "policy_error", "label_forbids", True
 
 
 class DeadlineExceeded(FabricError):
@@ -161,7 +196,7 @@ class EngineError(FabricError):
     """The engine failed on this request; another try may work."""
 
     status, type, code, fault = 502, "engine_error", "engine_error", "engine"
-    retry, fall_back = True, True
+    retry, fall_back, breaker = True, True, True
 
 
 class EngineRejected(FabricError):
@@ -180,6 +215,13 @@ class EngineUnavailable(EngineError):
     """The engine isn't there (not started, crashed, being restarted)."""
 
     status, code = 503, "engine_unavailable"
+
+
+class EngineAway(EngineUnavailable):
+    """The engine wasn't there when the job's turn came, and nothing was tried."""
+
+    code = "engine_away"
+    waits, breaker = True, False
 
 
 class EngineTimeout(EngineError):
@@ -205,7 +247,7 @@ class ProviderError(FabricError):
     """A hosted API failed."""
 
     status, type, code, fault = 502, "provider_error", "provider_error", "provider"
-    retry, fall_back = True, True
+    retry, fall_back, breaker = True, True, True
 
 
 class ProviderUnavailable(ProviderError):
@@ -220,6 +262,18 @@ class ProviderTimeout(ProviderError):
     status, code = 504, "provider_timeout"
 
 
+class ProviderBatchLate(ProviderError):
+    """The provider's batch isn't done, and the job's deadline is near: it was pulled back."""
+
+    status, code, retry, breaker = 504, "provider_batch_late", False, False
+
+
+class ProviderBatchExpired(ProviderError):
+    """The provider gave its batch up before it had come to the request."""
+
+    status, code, retry, breaker = 504, "provider_batch_expired", False, False
+
+
 class ProviderStreamBroken(ProviderError):
     """As ``StreamBroken``, by a hosted API."""
 
@@ -231,6 +285,7 @@ class RateLimited(ProviderError):
     """The hosted API takes no more requests from us for now; ``retry_after_s`` says how long, where it is known."""
 
     status, type, code = 429, "rate_limit_error", "provider_rate_limited"
+    waits, breaker = True, False
 
 
 class QuotaExhausted(ProviderError):
@@ -255,6 +310,7 @@ class ContentRefused(FabricError):
     """A provider's content filter refused the request. Going elsewhere with it is for a policy to decide."""
 
     status, type, code, fault = 400, "invalid_request_error", "content_refused", "caller"
+    fall_back, fall_back_to = True, "by_policy"
 
 
 # Ours.

@@ -30,7 +30,8 @@ class Script:
 def script(name: str) -> Script:
     folder = files("fabric.store") / "scripts"
     prelude = (folder / "_prelude.lua").read_text("utf-8")
-    source = prelude + (folder / f"{name}.lua").read_text("utf-8")
+    body = (folder / f"{name}.lua").read_text("utf-8")
+    source = f"{prelude}local function run()\n{body}\nend\nlocal answer = run()\nwrite_gathered()\nreturn answer\n"
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from fabric.contracts.completion import Completion
+from fabric.contracts.completion import Completion, EarlierAttempt
 from fabric.contracts.experience import AnswerLength, Experience, Pace, fitted
 from fabric.contracts.job import Attempt, JobSpec, JobState, Measures
 from fabric.store.command import Command
@@ -39,6 +39,7 @@ class JobRecord:
     result: bytes | None
     error: dict[str, Any] | None
     measures: Measures
+    placeholders: bytes = b""  #: in ``result`` and the log: ``fabric.contracts.payload``
 
 
 def job(job_id: str) -> Command[JobRecord | None]:
@@ -47,7 +48,8 @@ def job(job_id: str) -> Command[JobRecord | None]:
 
 _SUMMARY = (
     *("spec", "state", "history", "deployment", "attempt", "tier", "worker", "dispatched_at", "claimed_at"),
-    *("finished_at", "error", "accepted_at", "lane", "decision", "measures"),
+    *("finished_at", "error", "accepted_at", "lane", "decision", "measures", "sent_by"),
+    *("left", "left_at", "left_error", "left_measures", "exhausted", "spent"),
 )
 
 
@@ -103,19 +105,7 @@ def _record(answer: Any) -> JobRecord | None:
     state = JobState(fields[b"state"].decode())
     attempts = [Attempt(**a) for a in orjson.loads(b"[" + fields.get(b"history", b"") + b"]")]
     if fields.get(b"deployment"):
-        attempts.append(
-            Attempt(
-                number=int(fields[b"attempt"]),
-                deployment=fields[b"deployment"].decode(),
-                tier=fields[b"tier"].decode(),
-                worker=_text(fields.get(b"worker")),
-                outcome=state.value,
-                dispatched_ms=_number(fields.get(b"dispatched_at")),
-                claimed_ms=_number(fields.get(b"claimed_at")),
-                ended_ms=_number(fields.get(b"finished_at")),
-                error=_json(fields.get(b"error")),
-            )
-        )
+        attempts.append(_last_attempt(fields, state))
     return JobRecord(
         spec=JobSpec.load(fields[b"spec"]),
         state=state,
@@ -127,7 +117,36 @@ def _record(answer: Any) -> JobRecord | None:
         result=fields.get(b"result"),
         error=_json(fields.get(b"error")),
         measures=Measures.load(fields.get(b"measures")),
+        placeholders=fields.get(b"placeholders", b""),
     )
+
+
+def _last_attempt(fields: dict[bytes, bytes], state: JobState) -> Attempt:
+    """The one that the record describes. In its tier's dead-letter queue it is over, and the job isn't."""
+    left = b"left" in fields
+    return Attempt(
+        number=int(fields[b"attempt"]),
+        deployment=fields[b"deployment"].decode(),
+        tier=fields[b"tier"].decode(),
+        worker=_text(fields.get(b"worker")),
+        outcome="exhausted" if left else state.value,
+        dispatched_ms=_number(fields.get(b"dispatched_at")),
+        claimed_ms=_number(fields.get(b"claimed_at")),
+        ended_ms=_number(fields.get(b"left_at" if left else b"finished_at")),
+        error=_json(fields.get(b"left_error" if left else b"error")),
+        measures=_json(fields.get(b"left_measures" if left else b"measures")),
+        decision=_json(fields.get(b"sent_by") or fields.get(b"decision")),
+    )
+
+
+def placeholders(job_id: str) -> Command[bytes]:
+    """What the job's answer must be rid of before its caller gets it; empty where there is nothing of the kind."""
+    return Command(("HGET", f"{_PREFIX}job:{job_id}", "placeholders"), lambda answer: answer or b"")
+
+
+def label_blocks() -> Command[dict[str, int]]:
+    """Label -> accepted jobs that it kept away from a deployment, since the store was made."""
+    return Command(("HGETALL", f"{_PREFIX}label_blocks"), lambda a: {k.decode(): int(v) for k, v in _pairs(a).items()})
 
 
 def payload(job_id: str) -> Command[bytes | None]:
@@ -198,6 +217,16 @@ def live_count() -> Command[int]:
     return Command(("ZCARD", f"{_PREFIX}live"), int)
 
 
+def fallbacks() -> Command[dict[tuple[str, str, str], int]]:
+    """(Tier left, tier gone to, code of the error) -> jobs that moved, since the store was made."""
+    return Command(("HGETALL", f"{_PREFIX}fallbacks"), _fallbacks)
+
+
+def _fallbacks(answer: Any) -> dict[tuple[str, str, str], int]:
+    counted = {tuple(name.decode().split(" ", 2)): int(count) for name, count in _pairs(answer).items()}
+    return counted  # type: ignore[return-value]  # three words each
+
+
 def fenced_count() -> Command[int]:
     """Commits refused because they came late or twice, since the store was made."""
     return Command(("GET", f"{_PREFIX}fenced"), lambda answer: int(answer or 0))
@@ -234,4 +263,22 @@ def completion(entry_id: bytes, fields: Any) -> Completion:
         measures=Measures.load(f[b"measures"]),
         result=f.get(b"result"),
         error=f[b"error"] or None,
+        earlier=tuple(map(_earlier, orjson.loads(f[b"attempts"]))) if b"attempts" in f else (),
+        placeholders=f.get(b"placeholders", b""),
+    )
+
+
+def _earlier(attempt: dict[str, Any]) -> EarlierAttempt:
+    return EarlierAttempt(
+        number=attempt["number"],
+        deployment=attempt["deployment"],
+        tier=attempt["tier"],
+        worker=attempt["worker"],
+        outcome=attempt["outcome"],
+        dispatched_ms=attempt["dispatched_ms"],
+        claimed_ms=attempt["claimed_ms"],
+        ended_ms=attempt["ended_ms"],
+        measures=Measures.of(attempt["measures"]) if attempt.get("measures") else Measures(),
+        error=attempt["error"],
+        policy_hash=(attempt.get("decision") or {}).get("policy_hash"),
     )

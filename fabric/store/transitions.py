@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
+from fabric.contracts.breaker import End, OpenBreaker, dump
 from fabric.contracts.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -22,6 +23,7 @@ from fabric.contracts.errors import (
     StreamBroken,
     WorkerLost,
 )
+from fabric.contracts.failures import NEW, Chain
 from fabric.contracts.job import DUE_MS, JobSpec, JobState, Priority
 from fabric.contracts.worker import WorkerInfo
 from fabric.store.command import Argument, Command, call
@@ -36,6 +38,9 @@ IDEMPOTENCY_S = 86_400
 FULL = -1
 #: Live jobs that the store accepts; beyond it the gateway answers 429. Bounds Redis' memory.
 LIVE_LIMIT = 200_000
+#: Of deployments that nobody says more of.
+_BREAKERS = dump(())
+_DEAD_QUEUE = "dlq:"
 
 
 def _dump(error: ErrorInfo) -> bytes:
@@ -62,6 +67,9 @@ _DECLINED = _dump(
     EngineUnavailable("The worker had no room for the job or was stopping; it was queued again.", code="declined").info
 )
 _UNSENT = _dump(EngineUnavailable("The broker didn't take the message; the job was queued again.", code="unsent").info)
+_UNDELIVERED = _dump(
+    EngineUnavailable("The broker gave up the job's message; the job was queued again.", code="undelivered").info
+)
 _FORGOTTEN = _dump(
     EngineError("The worker never got the job that it claimed; the job was queued again.", code="forgotten").info
 )
@@ -70,13 +78,18 @@ _HANDED_BACK = _dump(EngineError("The worker was stopped and handed the job back
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job on its way in. ``watcher`` is the channel that gets its events, if any."""
+    """A job on its way in. ``watcher`` is the channel that gets its events, if any.
+
+    ``placeholders``: of its redaction, for the record. ``blocked``: its label keeps it away from a deployment.
+    """
 
     spec: JobSpec
     payload: bytes
     watcher: str = ""
     idempotency_key: str = ""
     fingerprint: str = ""
+    placeholders: bytes = b""
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,8 @@ def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[A
             job.fingerprint,
             spec.dump(),
             job.payload,
+            job.placeholders,
+            spec.privacy if job.blocked else "",
         )
     return call("accept", arguments, _accepted)
 
@@ -130,11 +145,15 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What waits, what is busy, and who is there to work. ``busy``: deployment -> jobs."""
+    """What waits, what is busy, who is there to work, and what is sick. ``busy``: deployment -> jobs."""
 
     lanes: tuple[Lane, ...]
     busy: dict[str, int]
     workers: tuple[WorkerInfo, ...]
+    #: Tier -> jobs in its dead-letter queue, that wait for their next place.
+    dead: dict[str, int] = field(default_factory=dict)
+    #: Deployment -> its breaker, of those that aren't closed.
+    breakers: dict[str, OpenBreaker] = field(default_factory=dict)
 
 
 def room(*, alive_ms: int = 5_000) -> Command[Room]:
@@ -152,18 +171,33 @@ def _room(answer: list[Any]) -> Room:
         tuple(lanes),
         {deployment.decode(): jobs for deployment, jobs in answer[1]},
         tuple(WorkerInfo.load(info) for info in answer[2]),
+        {tier.decode(): jobs for tier, jobs in answer[3]},
+        {
+            name.decode(): OpenBreaker(state != b"open", state == b"probing", int(until), why.decode())
+            for name, state, until, why in answer[4]
+        },
     )
+
+
+def dead_queue(tier: str) -> str:
+    """A tier's dead-letter queue, for ``take``: jobs that are out of tries where they were."""
+    return f"{_DEAD_QUEUE}{tier}"
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A job in a scheduler's hand. ``history``: its earlier attempts, as JSON objects joined by commas."""
+    """A job in a scheduler's hand. ``history``: its earlier attempts, as JSON objects joined by commas.
+
+    ``error``: JSON; of the attempt that ended its tries at a deployment, as long as it has had no other since.
+    """
 
     lane: str
     spec: JobSpec
     attempts: int
     history: bytes
     now_ms: int
+    chain: Chain = NEW
+    error: bytes = b""
 
 
 def take(lanes: Iterable[tuple[str, int]], *, lease_ms: int = 5_000) -> Command[list[Taken]]:
@@ -175,9 +209,16 @@ def take(lanes: Iterable[tuple[str, int]], *, lease_ms: int = 5_000) -> Command[
 
 def _taken(answer: list[list[bytes]]) -> list[Taken]:
     return [
-        Taken(lane.decode(), JobSpec.load(spec), int(attempts), history, int(now))
-        for lane, spec, attempts, history, now in answer
+        Taken(lane.decode(), JobSpec.load(spec), int(attempts), history, int(now), _chain(exhausted, spent), error)
+        for lane, spec, attempts, history, now, exhausted, spent, error in answer
     ]
+
+
+def _chain(exhausted: bytes, spent: bytes) -> Chain:
+    if not exhausted and spent == b"0":
+        return NEW
+    pairs = [tuple(entry.split(" ", 1)) for entry in exhausted.decode().split(",") if entry]
+    return Chain(tuple(pairs), float(spent))  # type: ignore[arg-type]  # the script writes two words each
 
 
 def put_back(job_ids: Iterable[str]) -> Command[int]:
@@ -244,6 +285,11 @@ def decline(jobs: Iterable[tuple[str, int]]) -> Command[int]:
     return _take_back(_DECLINED, jobs)
 
 
+def undelivered(jobs: Iterable[tuple[str, int]]) -> Command[int]:
+    """The broker has put their message into its dead-letter queue."""
+    return _take_back(_UNDELIVERED, jobs)
+
+
 def _take_back(reason: bytes, jobs: Iterable[tuple[str, int]]) -> Command[int]:
     arguments: list[Argument] = [reason]
     for job_id, attempt in jobs:
@@ -253,7 +299,7 @@ def _take_back(reason: bytes, jobs: Iterable[tuple[str, int]]) -> Command[int]:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """``failures``: how many tries of the job an engine has failed before this one."""
+    """``failures``: how many tries of the job have failed at this deployment before this one."""
 
     spec: JobSpec
     attempt: int
@@ -261,9 +307,10 @@ class Claimed:
     failures: int = 0
 
 
-def claim(worker: str, jobs: Sequence[tuple[str, int]]) -> Command[list[Claimed]]:
-    """Answers only the jobs that are now this worker's; stale and repeated ones are left out."""
-    arguments: list[Argument] = [worker]
+def claim(worker: str, jobs: Sequence[tuple[str, int]], *, deployment: str = "") -> Command[list[Claimed]]:
+    """Answers only the jobs that are now this worker's; stale and repeated ones are left out, and with a
+    ``deployment`` those that were sent to another."""
+    arguments: list[Argument] = [worker, deployment]
     for job_id, attempt in jobs:
         arguments += (job_id, attempt)
 
@@ -319,11 +366,14 @@ class Outcome:
     result: bytes = b""
     error: ErrorInfo | None = None
     measures: bytes = b""
+    end: End = "neutral"
 
 
-def commit(outcomes: Sequence[Outcome], *, ttl_s: int = UNRECORDED_TTL_S) -> Command[list[int]]:
-    """Answers 1 per outcome that counted, 0 per refused one."""
-    arguments: list[Argument] = [ttl_s]
+def commit(
+    outcomes: Sequence[Outcome], *, breakers: bytes = _BREAKERS, ttl_s: int = UNRECORDED_TTL_S
+) -> Command[list[int]]:
+    """Answers 1 per outcome that counted, 0 per refused one. ``breakers``: the deployments' (``breaker.dump``)."""
+    arguments: list[Argument] = [ttl_s, breakers]
     for outcome in outcomes:
         arguments += (
             outcome.job_id,
@@ -332,30 +382,44 @@ def commit(outcomes: Sequence[Outcome], *, ttl_s: int = UNRECORDED_TTL_S) -> Com
             outcome.result,
             _dump(outcome.error) if outcome.error else b"",
             outcome.measures,
+            outcome.end,
         )
     return call("commit", arguments, list)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The end of an attempt that leaves its job another try, ``delay_ms`` from now."""
+    """The end of an attempt that doesn't end its job. ``retry``: another try, ``delay_ms`` from now; ``wait``: the
+    same, and nothing has failed; ``leave``: no further try at this deployment."""
 
     job_id: str
     attempt: int
     delay_ms: int
     error: ErrorInfo
+    action: Literal["retry", "wait", "leave"] = "retry"
+    measures: bytes = b""
+    cost_usd: float = 0.0
 
 
-def fail(failures: Sequence[Failure]) -> Command[list[str]]:
-    """Answers ``queued``, ``ended`` or ``fenced`` per failure."""
-    arguments: list[Argument] = [UNRECORDED_TTL_S, _BROKEN]
+def fail(failures: Sequence[Failure], *, breakers: bytes = _BREAKERS) -> Command[list[str]]:
+    """Answers per failure ``queued``, ``moving`` (in its tier's dead-letter queue), ``ended`` or ``fenced``."""
+    arguments: list[Argument] = [UNRECORDED_TTL_S, breakers, _BROKEN]
     for failure in failures:
-        arguments += (failure.job_id, failure.attempt, failure.delay_ms, _dump(failure.error))
+        error = failure.error
+        arguments += (failure.job_id, failure.attempt, failure.action, failure.delay_ms, _dump(error))
+        arguments += (_word(error.code), failure.measures, failure.cost_usd or "0")
+        arguments.append("bad" if error.breaker else "neutral")
     return call("fail", arguments, _words)
 
 
-def hand_back(worker: str) -> Command[int]:
-    return call("hand_back", [worker, _HANDED_BACK, _BROKEN, UNRECORDED_TTL_S], int)
+def _word(code: str) -> str:
+    """A code as a word of the store's own: some come from elsewhere."""
+    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in code)[:64]
+
+
+def hand_back(worker: str, job_ids: Sequence[str] = ()) -> Command[int]:
+    """The worker's farewell; with ``job_ids`` only these jobs go back, and it stays."""
+    return call("hand_back", [worker, _HANDED_BACK, _BROKEN, UNRECORDED_TTL_S, *job_ids], int)
 
 
 def rescue(*, dead_after_ms: int = 5_000, deaths: int = 3, at_most: int = 500) -> Command[tuple[int, int]]:
@@ -392,12 +456,22 @@ def cancel(job_ids: Sequence[str]) -> Command[list[str]]:
 
 def replay(job_ids: Sequence[str]) -> Command[list[str]]:
     """Answers the state of each job afterwards, ``""`` if unknown. Only parked jobs move."""
-    return call("replay", job_ids, _words)
+    return call("replay", [argument for job_id in job_ids for argument in (job_id, "")], _words)
+
+
+def replay_as(spec: JobSpec) -> Command[list[str]]:
+    """The same for one job, which is ``spec`` from now on."""
+    return call("replay", [spec.id, spec.dump()], _words)
 
 
 def drop(job_ids: Sequence[str]) -> Command[list[int]]:
     """Parked jobs leave for good, payload and all. Answers 1 per job that left, 0 where none was parked."""
     return call("drop", job_ids, list)
+
+
+def decisions(job_ids: Sequence[str]) -> Command[list[bytes]]:
+    """What was decided of each, as JSON; empty of a job that has no decision or is gone."""
+    return call("decisions", job_ids, list)
 
 
 def forget(job_ids: Sequence[str]) -> Command[int]:

@@ -189,11 +189,11 @@ class TestPlaces:
         return Decision("p", "r", tuple(Scored(name, "cpu", 0, 0) for name in names), ())
 
     def test_a_job_that_may_run_everywhere_waits_in_the_main_lane(self) -> None:
-        assert waiting_lane(spec(), self.decision("c", "b", "a"), CATALOG) == spec().lane
+        assert waiting_lane(spec(), self.decision("c", "b", "a"), CATALOG, "r") == spec().lane
 
     @pytest.mark.parametrize("names", [("a",), ("c", "a")])
     def test_one_that_may_not_waits_where_its_places_are_named(self, names: tuple[str, ...]) -> None:
-        name = waiting_lane(spec(), self.decision(*names), CATALOG)
+        name = waiting_lane(spec(), self.decision(*names), CATALOG, "r")
         _, tenant, rest = name.split("|")
         model, _, places = rest.partition(" ")
         found = places_of(Lane(name, "interactive", tenant, model, 1, 0, places), CATALOG, "r")

@@ -16,8 +16,8 @@ from fabric.contracts.errors import Unavailable
 from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.message import Chunk
 from fabric.contracts.worker import WorkerInfo
-from fabric.routing import DeploymentState, decide
-from fabric.store import Command, Store, reads, transitions
+from fabric.routing import DeploymentState, decide, policy_hash, policy_text
+from fabric.store import Command, Store, policies, reads, transitions
 from fabric.store.transitions import NewJob
 from scheduler.loop import Loop, chunks
 
@@ -210,6 +210,111 @@ class TestJobsThatMayNotRunWhereThereIsRoom:
         scene.loop = scene.scheduler(closed)
         scene.until_it_rests()
         assert scene.state(job) is JobState.FAILED
+
+
+def with_rules(*rules: dict[str, Any]) -> Catalog:
+    return Catalog.model_validate({**CATALOG.model_dump(), "rules": rules})
+
+
+class TestRules:
+    def test_say_where_a_job_runs(self, scene: Scene) -> None:
+        scene.worker(m_cpu=4, m_cloud=4)
+        scene.loop = scene.scheduler(with_rules({"when": '"far" in tags', "require": {"tier": "cloud"}}))
+        (near,), (far,) = scene.accept(), scene.accept(tags=("far",))
+        scene.until_it_rests()
+        assert scene.sender.jobs == {near: "m-cpu", far: "m-cloud"}
+
+    def test_a_canary_takes_its_share_of_jobs_that_are_otherwise_alike(self, scene: Scene) -> None:
+        scene.worker(m_cpu=100, m_cloud=100)
+        scene.loop = scene.scheduler(with_rules({"canary": {"deployment": "m-cloud", "weight": 0.5}}))
+        jobs = scene.accept(100)
+        scene.until_it_rests()
+        assert set(scene.sender.jobs) == set(jobs)
+        assert 20 < list(scene.sender.jobs.values()).count("m-cloud") < 80
+
+    def test_a_job_that_waits_for_a_place_goes_elsewhere_when_the_hour_lets_it(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scene.worker("w1", m_cloud=4)
+        scene.loop = scene.scheduler(with_rules({"when": 'time < "12:00"', "require": {"tier": "cpu"}}))
+        noon_s = 1_800_000_000 // 86_400 * 86_400 + 43_200
+        monkeypatch.setattr("scheduler.loop.time.time", lambda: noon_s - 1)
+        (job,) = scene.accept()
+        scene.until_it_rests()
+        assert (scene.sender.jobs, scene.state(job)) == ({}, JobState.QUEUED)
+        monkeypatch.setattr("scheduler.loop.time.time", lambda: noon_s)
+        scene.until_it_rests()
+        assert scene.sender.jobs == {job: "m-cloud"}
+
+    def test_other_rules_count_for_jobs_that_wait_already(self, scene: Scene) -> None:
+        scene.worker("w1", m_cloud=4)
+        scene.loop.adopt(with_rules({"require": {"tier": "cpu"}}))
+        (job,) = scene.accept()
+        scene.until_it_rests()
+        assert scene.sender.jobs == {}
+        scene.loop.adopt(with_rules({"require": {"tier": "cloud"}}))
+        scene.until_it_rests()
+        assert scene.sender.jobs == {job: "m-cloud"}
+
+
+class TestAChangedFile:
+    """Jobs that wait are placed under the new rules, and behind the wall that they came in behind."""
+
+    OPENED = Catalog(
+        models=CATALOG.models, privacy=CATALOG.privacy.model_copy(update={"restricted": CATALOG.privacy.public})
+    )
+    CLOSED = Catalog(
+        models=CATALOG.models,
+        privacy=CATALOG.privacy.model_copy(
+            update={"public": CATALOG.privacy.public.model_copy(update={"tiers": ("cpu",)})}
+        ),
+    )
+
+    def accepted_under(self, scene: Scene, catalog: Catalog, **fields: Any) -> str:
+        hash_ = policy_hash(catalog)
+        scene.store(policies.keep(hash_, policy_text(catalog)))
+        (job,) = scene.accept(accepted_under=hash_, **fields)
+        return job
+
+    def test_opens_no_place_to_a_job_that_was_in_before(self, scene: Scene) -> None:
+        scene.worker(m_cloud=4)
+        before = self.accepted_under(scene, CATALOG, privacy="restricted")
+        scene.until_it_rests()
+        scene.loop.adopt(self.OPENED)
+        after = self.accepted_under(scene, self.OPENED, privacy="restricted")
+        scene.until_it_rests()
+        assert scene.sender.jobs == {after: "m-cloud"}
+        assert scene.state(before) is JobState.QUEUED
+        scene.worker("w2", m_cpu=4)
+        scene.until_it_rests()
+        assert scene.sender.jobs == {after: "m-cloud", before: "m-cpu"}
+
+    def test_closes_places_to_it(self, scene: Scene) -> None:
+        scene.loop = scene.scheduler(self.CLOSED)
+        scene.worker(m_cpu=4, m_cloud=4)
+        job = self.accepted_under(scene, CATALOG, privacy="public", policy="cloud-first")
+        scene.until_it_rests()
+        assert scene.sender.jobs == {job: "m-cpu"}
+
+    def test_a_job_of_which_nobody_knows_the_rules_stays_at_home(self, scene: Scene) -> None:
+        scene.worker(m_cpu=4, m_cloud=4)
+        (job,) = scene.accept(accepted_under="0123456789abcdef", privacy="public", policy="cloud-first")
+        scene.until_it_rests()
+        assert scene.sender.jobs == {job: "m-cpu"}
+
+    def test_decisions_say_what_they_were_made_under_and_it_can_be_read(self, scene: Scene) -> None:
+        scene.worker(m_cpu=4)
+        jobs = scene.accept()
+        scene.until_it_rests()
+        ruled = with_rules({"name": "r", "prefer": {"tier": "cpu"}})
+        scene.loop.adopt(ruled)
+        jobs += scene.accept()
+        scene.until_it_rests()
+        decisions = [scene.record(job).decision for job in jobs]
+        hashes = [decision["policy_hash"] for decision in decisions if decision]
+        assert hashes == [policy_hash(CATALOG), policy_hash(ruled)]
+        texts = scene.store(policies.texts(hashes))
+        assert [[rule["name"] for rule in text["rules"]] for text in texts if text] == [[], ["r"]]
 
 
 class TestABrokerThatIsAway:

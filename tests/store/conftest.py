@@ -64,9 +64,12 @@ class Jobs:
         others.remove(job)
         self.store(transitions.put_back(list(others)))
 
-    def send(self, job: str, deployment: str = "small-cpu", claim_within_ms: int = 60_000) -> int:
+    def send(
+        self, job: str, deployment: str = "small-cpu", claim_within_ms: int = 60_000, *, decision: bytes = b"{}"
+    ) -> int:
         """Dispatches a taken job; answers its attempt number."""
-        command = transitions.dispatch([Dispatch(job, deployment, "cpu", b"{}")], claim_within_ms=claim_within_ms)
+        tier = deployment.rpartition("-")[2]
+        command = transitions.dispatch([Dispatch(job, deployment, tier, decision)], claim_within_ms=claim_within_ms)
         (self.attempts[job],) = self.store(command)
         return self.attempts[job]
 
@@ -104,10 +107,15 @@ class Jobs:
         (counted,) = self.store(transitions.commit([Outcome(job, number, state, result, error, measures)]))
         return bool(counted)
 
-    def fail(self, job: str, delay_ms: int = 0, attempt: int | None = None) -> str:
+    def fail(self, job: str, delay_ms: int = 0, attempt: int | None = None, **fields: Any) -> str:
         number = self.attempts[job] if attempt is None else attempt
-        (answer,) = self.store(transitions.fail([Failure(job, number, delay_ms, FAILED)]))
+        failure = Failure(**({"job_id": job, "attempt": number, "delay_ms": delay_ms, "error": FAILED} | fields))
+        (answer,) = self.store(transitions.fail([failure]))
         return answer
+
+    def leave(self, job: str, **fields: Any) -> str:
+        """No further try at this deployment."""
+        return self.fail(job, action="leave", **fields)
 
     def ended(self, state: JobState = JobState.SUCCEEDED, **fields: Any) -> str:
         job = self.running(**fields)

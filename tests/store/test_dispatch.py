@@ -130,7 +130,7 @@ class TestRecall:
             jobs.take()
             store(transitions.recall([(job, jobs.send(job))]))
         attempts = jobs.record(job).attempts
-        assert store.redis.hstrlen(f"fabric:job:{job}", "history") <= 16_384
+        assert store.redis.hstrlen(f"fabric:job:{job}", "history") <= 32_768
         numbers = [attempt.number for attempt in attempts]
         assert numbers == list(range(201 - len(numbers), 201)), "the newest ones, in order"
 

@@ -119,4 +119,4 @@ def test_after_all_jobs_ended_only_a_bounded_set_of_keys_is_left(jobs: Jobs, sto
     a_round()
     a_round()
     assert what_is_left() == first
-    assert set(first) <= {"fabric:experience", "fabric:pace", "fabric:wake", "fabric:sweep"}
+    assert set(first) <= {"fabric:experience", "fabric:health", "fabric:pace", "fabric:wake", "fabric:sweep"}

@@ -24,11 +24,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fabric.contracts.breaker import Breaker, dump
 from fabric.contracts.errors import EngineError
 from fabric.contracts.job import TRANSITIONS, JobSpec, JobState
 from fabric.contracts.worker import WorkerInfo
 from fabric.store import Store, reads, transitions
-from fabric.store.transitions import Dispatch, Failure, NewJob, Outcome, Piece, Rejection
+from fabric.store.transitions import Dispatch, Failure, NewJob, Outcome, Piece, Rejection, dead_queue
 
 if TYPE_CHECKING:
     from tests.conftest import Valkey
@@ -39,6 +40,8 @@ DEPLOYMENTS = ("small-cpu", "small-gpu")
 ERROR = EngineError("The engine stumbled.").info
 #: Limits in milliseconds: already over, or never over in this test.
 OVER, NEVER = -1, 3_600_000
+#: Breakers that never open: another test's matter.
+NO_BREAKERS = dump([("*", Breaker(failures=1_000_000, minimum=1_000_000))])
 limits = st.sampled_from((OVER, NEVER))
 counts = st.integers(1, 6)
 JOBS_LIMIT = 30
@@ -58,7 +61,8 @@ class Job:
     deployment: str = ""
     worker: str = ""
     deaths: int = 0
-    failures: int = 0
+    failures: dict[str, int] = field(default_factory=dict)  #: by deployment
+    left: bool = False  #: it is out of tries where it was, and has had no attempt since
     spoken: bool = False
     stop: JobState | None = None
     lost_at_once: bool = False  #: the lease or the wait for a claim is over
@@ -82,7 +86,16 @@ class Job:
     def end(self, state: JobState) -> None:
         self.move(state, "dead" if state is JobState.DEAD else "")
         self.ends.append(state)
-        self.stop, self.overdue = None, False
+        self.stop, self.overdue, self.left = None, False, False
+
+    def set_down(self) -> str:
+        """Out of tries at its deployment: its record says so until it has another."""
+        where = self.deployment, self.worker
+        if self.requeue("dlq:cpu") == "ended":
+            return "ended"
+        self.deployment, self.worker = where
+        self.left = True
+        return "moving"
 
     def requeue(self, place: str = "lane") -> str:
         if self.stop:
@@ -159,7 +172,8 @@ class Fabric(RuleBasedStateMachine):
         (answer,) = self.store(transitions.replay([job.spec.id]))
         if job.state is JobState.DEAD and not job.gone:
             job.move(JobState.QUEUED, "lane")
-            job.deaths, job.failures, job.spoken, job.deployment, job.worker = 0, 0, False, "", ""
+            job.deaths, job.spoken, job.deployment, job.worker = 0, False, "", ""
+            job.failures.clear()
         assert answer == ("" if job.gone else job.state)
 
     @precondition(lambda self: self.at("dead"))
@@ -188,6 +202,17 @@ class Fabric(RuleBasedStateMachine):
             job.place, job.lost_at_once = "taken", lease == OVER
         self.hands[scheduler] += [t.spec.id for t in taken]
 
+    @precondition(lambda self: self.at("dlq:cpu"))
+    @rule(scheduler=st.sampled_from(SCHEDULERS), lease=limits)
+    def drain_the_dead_letters(self, scheduler: str, lease: int) -> None:
+        waiting = self.at("dlq:cpu")
+        taken = self.store(transitions.take([(dead_queue("cpu"), JOBS_LIMIT)], lease_ms=lease))
+        assert {t.spec.id for t in taken} == {job.spec.id for job in waiting}
+        assert all(t.error and t.chain.code_at(self.jobs[t.spec.id].deployment) for t in taken)
+        for job in waiting:
+            job.place, job.lost_at_once = "taken", lease == OVER
+        self.hands[scheduler] += [t.spec.id for t in taken]
+
     @precondition(lambda self: any(self.hands.values()))
     @rule(data=st.data(), n=counts, to=st.sampled_from(DEPLOYMENTS), wait=limits, dies=st.booleans())
     def dispatch_from_a_hand(self, data: st.DataObject, n: int, to: str, wait: int, dies: bool) -> None:
@@ -201,6 +226,7 @@ class Fabric(RuleBasedStateMachine):
             if job.place == "taken":
                 job.move(JobState.DISPATCHED, "dispatched")
                 job.attempt, job.deployment, job.lost_at_once = job.attempt + 1, to, wait == OVER
+                job.left, job.worker = False, ""  # of the attempt before
                 expected.append(job.attempt)
             else:
                 expected.append(0)
@@ -278,7 +304,9 @@ class Fabric(RuleBasedStateMachine):
                 expected.append(job_id)
         answer = self.store(transitions.claim(worker, chunk))
         assert [claimed.spec.id for claimed in answer] == expected
-        assert [claimed.failures for claimed in answer] == [self.jobs[job_id].failures for job_id in expected]
+        assert [claimed.failures for claimed in answer] == [
+            self.jobs[job_id].failures.get(self.jobs[job_id].deployment, 0) for job_id in expected
+        ]
         assert all(claimed.payload == b"sealed" for claimed in answer)
         self.alive.add(worker)
         if not deaf:
@@ -336,10 +364,24 @@ class Fabric(RuleBasedStateMachine):
     @rule(data=st.data(), delay=st.sampled_from((0, NEVER)))
     def fail(self, data: st.DataObject, delay: int) -> None:
         job, attempt, current = self.any_claim(data)
-        (answer,) = self.store(transitions.fail([Failure(job.spec.id, attempt, delay, ERROR)]))
+        failure = Failure(job.spec.id, attempt, delay, ERROR)
+        (answer,) = self.store(transitions.fail([failure], breakers=NO_BREAKERS))
         if current:
-            job.failures += 1
+            job.failures[job.deployment] = job.failures.get(job.deployment, 0) + 1
             assert answer == job.requeue("delayed" if delay else "lane")
+        else:
+            assert answer == "fenced"
+            self.fenced += 1
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """The attempt was the job's last one at its deployment."""
+        job, attempt, current = self.any_claim(data)
+        failure = Failure(job.spec.id, attempt, 0, ERROR, "leave")
+        (answer,) = self.store(transitions.fail([failure], breakers=NO_BREAKERS))
+        if current:
+            assert answer == job.set_down()
         else:
             assert answer == "fenced"
             self.fenced += 1
@@ -421,6 +463,7 @@ class Fabric(RuleBasedStateMachine):
         assert {lane.name: (lane.length, lane.due_ms) for lane in room.lanes} == {
             lane: (len(dues), min(dues)) for lane, dues in waiting.items()
         }
+        assert sum(room.dead.values()) == len(self.at("dlq:cpu"))
 
     @precondition(lambda self: self.restarts < RESTARTS_LIMIT)
     @rule(strike=st.integers(0, 4))
@@ -435,7 +478,7 @@ class Fabric(RuleBasedStateMachine):
     @invariant()
     def the_store_is_what_the_model_says(self) -> None:
         known = [job for job in self.jobs.values() if not job.gone]
-        names = ("taken", "delayed", "dispatched", "dead", "live", "deadlines", "workers")
+        names = ("taken", "delayed", "dispatched", "dead", "dlq:cpu", "live", "deadlines", "workers")
         pipeline = self.store.redis.pipeline(transaction=False)
         for job in known:
             pipeline.hmget(f"fabric:job:{job.spec.id}", "state", "attempt", "deployment", "worker", "deaths", "cancel")
@@ -490,6 +533,8 @@ class Fabric(RuleBasedStateMachine):
 
     def drain(self) -> None:
         self.rescue(deaths=3)
+        if self.at("dlq:cpu"):
+            self.drain_the_dead_letters("s1", OVER)
         for _ in range(3):
             self.promote()
             for job in [*self.at("taken"), *self.at("dispatched")]:

@@ -3,7 +3,7 @@
 
 local P = 'fabric:'
 local COMPLETIONS = P .. 'completions'
-local HISTORY_BYTES = 16384
+local HISTORY_BYTES = 32768
 local PACE_WEIGHT = 0.1
 
 local function now_ms()
@@ -13,6 +13,52 @@ end
 
 local function job_key(id) return P .. 'job:' .. id end
 local function int(n) return string.format('%.0f', n) end
+
+-- Scripts handle many jobs, and each command that one runs costs about a microsecond, whatever little it does. So
+-- writes to an index that all jobs share are gathered and run as one command when the script ends (`command.py`
+-- calls `write_gathered`). Not for what the same script reads again, nor for both adding and removing. The first is
+-- run at once: a server without memory refuses a script's first write if it adds, and lets all others pass once one
+-- that removes has been done. So jobs end there, and new ones don't get in by halves.
+local gathered, some_written = {}, false
+local GATHERED_MOST = 2000
+
+local function run_gathered(words)
+  redis.call(unpack(words))
+  for n = #words, words.from, -1 do words[n] = nil end
+end
+
+local function gather(command, key, a, b)
+  if not some_written then
+    some_written = true
+    if b then redis.call(command, key, a, b) else redis.call(command, key, a) end
+    return
+  end
+  local name = command .. key
+  local words = gathered[name]
+  if not words then
+    words = { command, key, from = 3 }
+    gathered[name] = words
+  end
+  words[#words + 1] = a
+  if b then words[#words + 1] = b end
+  if #words > GATHERED_MOST then run_gathered(words) end
+end
+
+local function gather_deletion(key)
+  local words = gathered.DEL
+  if not words then
+    words = { 'DEL', from = 2 }
+    gathered.DEL = words
+  end
+  words[#words + 1] = key
+  if #words > GATHERED_MOST then run_gathered(words) end
+end
+
+local function write_gathered()
+  for _, words in pairs(gathered) do
+    if words[words.from] then run_gathered(words) end
+  end
+end
 
 -- One token is enough to wake a scheduler: it looks at everything when it wakes. Scripts do this for
 -- many jobs at once, so what needs no doing twice in one is remembered.
@@ -36,7 +82,7 @@ local function event(id, quiet, watchers, body, tail)
 end
 
 local function line_up(id, lane, due)
-  redis.call('ZADD', P .. 'lane:' .. lane, due, id)
+  gather('ZADD', P .. 'lane:' .. lane, due, id)
   if not lined[lane] then
     lined[lane] = true
     redis.call('SADD', P .. 'lanes', lane)
@@ -50,10 +96,11 @@ local function leave(id, j)
     redis.call('ZREM', P .. 'lane:' .. j.lane, id)
     redis.call('ZREM', P .. 'taken', id)
     redis.call('ZREM', P .. 'delayed', id)
+    if j.dlq then redis.call('ZREM', P .. 'dlq:' .. j.dlq, id) end
   elseif j.state == 'dispatched' or j.state == 'running' then
-    redis.call('SREM', P .. 'busy:' .. j.deployment, id)
+    gather('SREM', P .. 'busy:' .. j.deployment, id)
     if j.state == 'running' then
-      redis.call('SREM', P .. 'held:' .. j.worker, id)
+      gather('SREM', P .. 'held:' .. j.worker, id)
       if j.cancel then redis.call('HDEL', P .. 'abort:' .. j.worker, id) end
     else
       redis.call('ZREM', P .. 'dispatched', id)
@@ -65,20 +112,21 @@ end
 local function quoted(value) return value and '"' .. value .. '"' or 'null' end
 local function raw(value) return (value and value ~= '') and value or 'null' end
 
--- The attempt that the record describes now, as one JSON object.
-local function attempt_json(j, outcome, at, error)
+-- The attempt that the record describes now, as one JSON object. `more`: further fields, with a comma in front.
+local function attempt_json(j, outcome, at, error, more)
   return '{"number":' .. j.attempt .. ',"deployment":' .. quoted(j.deployment) .. ',"tier":' .. quoted(j.tier)
     .. ',"worker":' .. quoted(j.worker) .. ',"outcome":"' .. outcome .. '","dispatched_ms":' .. raw(j.dispatched_at)
-    .. ',"claimed_ms":' .. raw(j.claimed_at) .. ',"ended_ms":' .. int(at) .. ',"error":' .. raw(error) .. '}'
+    .. ',"claimed_ms":' .. raw(j.claimed_at) .. ',"ended_ms":' .. int(at) .. ',"error":' .. raw(error)
+    .. (more or '') .. '}'
 end
 
 local FIELDS = { 'state', 'attempt', 'lane', 'due', 'deployment', 'tier', 'worker', 'quiet', 'watchers',
   'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream',
-  'spec' }
+  'spec', 'history', 'left', 'dlq', 'placeholders' }
 
 -- What `finish` needs of a running job. Each field read costs, and most jobs end without a detour.
 local ENDING = { 'state', 'attempt', 'deployment', 'tier', 'worker', 'quiet', 'watchers', 'accepted_at',
-  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec' }
+  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec', 'history', 'placeholders' }
 
 -- The record's bookkeeping as a table, or nil when there is no such job.
 local function load(id, names)
@@ -161,22 +209,147 @@ local function keep_experience()
   redis.call('HSET', EXPERIENCE, unpack(fields))
 end
 
+-- Adds pairs (name, amount) of ARGV, from one on, to what is counted for good and in this minute.
+local function count(from, minute_s)
+  local minute = P .. 'minute:' .. int(math.floor(now_ms() / 60000))
+  for i = from, #ARGV, 2 do
+    redis.call('HINCRBYFLOAT', P .. 'totals', ARGV[i], ARGV[i + 1])
+    redis.call('HINCRBYFLOAT', minute, ARGV[i], ARGV[i + 1])
+  end
+  if from < #ARGV then redis.call('EXPIRE', minute, minute_s) end
+end
+
+-- How deployments fare: breakers and retry budgets, as in fabric/contracts/breaker.py, where the words are
+-- explained. One JSON object per deployment that isn't well; of the others there is nothing to read.
+local HEALTH = P .. 'health'
+local GOOD_END, PUT_OFF_S, NOTHING = 0.2, 30, 0.01
+local healths, changed, rules_of = {}, {}, nil
+
+local function fresh() return { n = 0, bad = 0, slow = 0, row = 0, at = 0, open_until = 0, trips = 0, why = '', debt = 0, debt_at = 0 } end
+local function well(h) return h.open_until == 0 and h.row == 0 and h.n == 0 and h.debt <= 0 end
+
+local function trip(h, rules, why, at)
+  local open_s = math.min(rules.open_max_s, rules.open_s * 2 ^ math.min(h.trips, 30))
+  local opened = fresh()
+  opened.open_until, opened.trips, opened.why = at + math.floor(open_s * 1000), h.trips + 1, why
+  opened.debt, opened.debt_at = h.debt, h.debt_at
+  return opened
+end
+
+-- Only the budget's debt may be left.
+local function settled(h)
+  local closed = fresh()
+  closed.debt, closed.debt_at = h.debt, h.debt_at
+  return closed
+end
+
+local function debt_of(h, rules, at)
+  return math.max(0, h.debt - rules.retries_per_s * math.max(0, at - h.debt_at) / 1000)
+end
+
+-- The health after an attempt's end ('good', 'slow', 'bad' or 'neutral').
+local function after(h, rules, how, at, probe)
+  if h.open_until > 0 then
+    if not probe or how == 'neutral' then return h end
+    if how ~= 'good' then return trip(h, rules, 'probe', at) end
+    return settled(h)
+  end
+  if how == 'neutral' or (how == 'good' and well(h)) then return h end
+  if how == 'good' then
+    h.debt, h.debt_at = math.max(0, debt_of(h, rules, at) - GOOD_END), at
+    if h.row == 0 and h.n == 0 then return h end
+  end
+  local left = 0.5 ^ (math.max(0, at - h.at) / (1000 * rules.window_s))
+  h.n, h.bad, h.slow = h.n * left + 1, h.bad * left, h.slow * left
+  if how == 'bad' then h.bad, h.row = h.bad + 1, h.row + 1 else h.row = 0 end
+  if how == 'slow' then h.slow = h.slow + 1 end
+  h.at = at
+  if how == 'good' then -- which never opens it
+    if h.bad < NOTHING and h.slow < NOTHING then return settled(h) end
+    return h
+  end
+  if h.row >= rules.failures then return trip(h, rules, 'failures', at) end
+  if h.n >= rules.minimum and h.bad >= rules.error_rate * h.n then return trip(h, rules, 'error_rate', at) end
+  if h.n >= rules.minimum and h.slow >= rules.slow_rate * h.n then return trip(h, rules, 'slow', at) end
+  return h
+end
+
+-- Takes one retry out of the budget; ms that it has to wait at least.
+local function put_off(h, rules, at)
+  h.debt = math.min(debt_of(h, rules, at) + 1, rules.retry_burst + PUT_OFF_S * rules.retries_per_s)
+  h.debt_at = at
+  return math.floor(math.max(0, h.debt - rules.retry_burst) / rules.retries_per_s * 1000)
+end
+
+local function health_of(deployment)
+  if healths[deployment] == nil then
+    local known = redis.call('HGET', HEALTH, deployment)
+    healths[deployment] = known and cjson.decode(known) or false
+  end
+  return healths[deployment]
+end
+
+-- `settings`: JSON, deployment -> rules; '*' for all others. Read only where something isn't well.
+local function rules_for(settings, deployment)
+  rules_of = rules_of or cjson.decode(settings)
+  return rules_of[deployment] or rules_of['*']
+end
+
+local function note_end(id, deployment, how, settings, at)
+  local h = health_of(deployment)
+  if not h and (how == 'good' or how == 'neutral') then return end
+  h = h or fresh()
+  local probe = h.probe == id
+  healths[deployment] = after(h, rules_for(settings, deployment), how, at, probe)
+  if probe then healths[deployment].probe = nil end
+  changed[deployment] = true
+end
+
+local function note_retry(deployment, settings, at)
+  local h = health_of(deployment) or fresh()
+  healths[deployment], changed[deployment] = h, true
+  return put_off(h, rules_for(settings, deployment), at)
+end
+
+local function keep_health()
+  for deployment in pairs(changed) do
+    local h = healths[deployment]
+    if well(h) then redis.call('HDEL', HEALTH, deployment) else redis.call('HSET', HEALTH, deployment, cjson.encode(h)) end
+  end
+end
+
+-- Of a breaker that isn't closed: 'open', 'half_open', or 'probing' while its one job is there. Nil for others.
+local function breaker_state(h, deployment, at)
+  if not h or h.open_until == 0 then return nil end
+  if at < h.open_until then return 'open' end
+  if h.probe and redis.call('SISMEMBER', P .. 'busy:' .. deployment, h.probe) == 1 then return 'probing' end
+  return 'half_open'
+end
+
+-- An attempt's fields that are worth keeping beside its error: what it measured, and the decision that sent it there.
+local function more_json(measures, decision)
+  return ((measures and measures ~= '') and ',"measures":' .. measures or '')
+    .. ((decision and decision ~= '') and ',"decision":' .. decision or '')
+end
+
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
   local now = now_ms()
   local at, key, quiet = int(now), job_key(id), j.quiet == '1'
   local error, measures = o.error or '', o.measures or ''
+  if j.left then measures = redis.call('HGET', key, 'left_measures') or measures end
   leave(id, j)
   if state == 'succeeded' then
     note_pace(j, now)
     -- Measures that can't be read teach nothing: they must not stop an outcome half way.
     if measures ~= '' then pcall(learn, j, measures, now) end
   end
-  if j.deadline then redis.call('ZREM', P .. 'deadlines', id) end
-  redis.call('ZREM', P .. 'live', id)
+  if j.deadline then gather('ZREM', P .. 'deadlines', id) end
+  gather('ZREM', P .. 'live', id)
   redis.call('HSET', key, 'state', state, 'finished_at', at, 'error', error, 'measures', measures)
   if j.cancel then redis.call('HDEL', key, 'cancel', 'cancel_error') end
+  if j.left then redis.call('HDEL', key, 'left', 'left_at', 'left_error', 'left_measures', 'left_cost', 'dlq') end
   if not quiet and o.result and o.result ~= '' then redis.call('HSET', key, 'result', o.result) end
   local fields = { 'spec', j.spec, 'state', state, 'attempt', j.attempt,
     'deployment', j.deployment or '', 'tier', j.tier or '', 'worker', j.worker or '',
@@ -185,17 +358,25 @@ local function finish(id, j, state, o)
   if quiet and o.result then
     fields[#fields + 1] = 'result'
     fields[#fields + 1] = o.result
+    if j.placeholders then
+      fields[#fields + 1] = 'placeholders'
+      fields[#fields + 1] = j.placeholders
+    end
+  end
+  if j.history then
+    fields[#fields + 1] = 'attempts'
+    fields[#fields + 1] = '[' .. j.history .. ']'
   end
   redis.call('XADD', COMPLETIONS, '*', unpack(fields))
   if not quiet then
     event(id, j.quiet, j.watchers, '{"type":"' .. state .. '","at":' .. at .. ',"attempt":'
       .. attempt_json(j, state, now, error) .. ',"accepted_ms":' .. j.accepted_at .. ',"measures":' .. raw(measures)
-      .. '}', o.result or '')
+      .. (j.history and ',"spent_usd":' .. (redis.call('HGET', key, 'spent') or '0') or '') .. '}', o.result or '')
   end
   if state == 'dead' then
     redis.call('ZADD', P .. 'dead', at, id)
   else
-    redis.call('DEL', P .. 'payload:' .. id)
+    gather_deletion(P .. 'payload:' .. id)
     redis.call('EXPIRE', key, o.ttl)
     if not quiet then redis.call('EXPIRE', P .. 'events:' .. id, o.ttl) end
   end
@@ -226,18 +407,19 @@ end
 local function requeue(id, j, o)
   local at = now_ms()
   if j.cancel then
-    finish(id, j, j.cancel, { error = j.cancel_error, ttl = o.ttl })
+    finish(id, j, j.cancel, { error = j.cancel_error, measures = o.measures, ttl = o.ttl })
     return 'ended'
   end
   if j.first_token_at then
-    finish(id, j, 'failed', { error = o.broken, ttl = o.ttl })
+    finish(id, j, 'failed', { error = o.broken, measures = o.measures, ttl = o.ttl })
     return 'ended'
   end
   leave(id, j)
   local key = job_key(id)
   local entry = attempt_json(j, 'requeued', at, o.error)
-  remember(id, entry)
+  remember(id, attempt_json(j, 'requeued', at, o.error, more_json(o.measures, redis.call('HGET', key, 'decision'))))
   redis.call('HSET', key, 'state', 'queued')
+  if o.cost and o.cost ~= '0' then redis.call('HINCRBYFLOAT', key, 'spent', o.cost) end
   redis.call('HDEL', key, 'worker', 'claimed_at', 'dispatched_at', 'deployment', 'tier')
   event(id, j.quiet, j.watchers, '{"type":"requeued","at":' .. int(at) .. ',"attempt":' .. entry .. '}')
   if o.delay_ms and o.delay_ms > 0 then
@@ -246,4 +428,41 @@ local function requeue(id, j, o)
     line_up(id, j.lane, j.due)
   end
   return 'queued'
+end
+
+-- To the dead-letter queue of its tier after an attempt that leaves it no further try at its deployment: the
+-- scheduler looks for its next place. Until then the record goes on describing that attempt.
+-- `o`: error, its code, measures, cost (US dollars), broken, ttl
+local function set_down(id, j, o)
+  local at = now_ms()
+  if j.cancel then
+    finish(id, j, j.cancel, { error = j.cancel_error, measures = o.measures, ttl = o.ttl })
+    return 'ended'
+  end
+  if j.first_token_at then
+    finish(id, j, 'failed', { error = o.broken, measures = o.measures, ttl = o.ttl })
+    return 'ended'
+  end
+  leave(id, j)
+  local key = job_key(id)
+  local exhausted = redis.call('HGET', key, 'exhausted')
+  local gone = j.deployment .. ' ' .. o.code
+  redis.call('HSET', key, 'state', 'queued', 'exhausted', exhausted and (exhausted .. ',' .. gone) or gone,
+    'left', o.code, 'left_at', int(at), 'left_error', o.error, 'left_measures', o.measures,
+    'left_cost', o.cost, 'dlq', j.tier)
+  event(id, j.quiet, j.watchers, '{"type":"requeued","at":' .. int(at) .. ',"attempt":'
+    .. attempt_json(j, 'exhausted', at, o.error) .. '}')
+  redis.call('ZADD', P .. 'dlq:' .. j.tier, int(at), id)
+  redis.call('SADD', P .. 'dlqs', j.tier)
+  wake()
+  return 'moving'
+end
+
+-- What `set_down` has left in the record goes into the history: the job gets a new attempt.
+local function move_on(id, j)
+  local key = job_key(id)
+  local left = redis.call('HMGET', key, 'left_at', 'left_error', 'left_measures', 'decision', 'left_cost')
+  remember(id, attempt_json(j, 'exhausted', left[1], left[2], more_json(left[3], left[4])))
+  if left[5] ~= '0' then redis.call('HINCRBYFLOAT', key, 'spent', left[5]) end
+  redis.call('HDEL', key, 'left', 'left_at', 'left_error', 'left_measures', 'left_cost', 'dlq', 'worker', 'claimed_at')
 end

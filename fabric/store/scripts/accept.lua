@@ -1,15 +1,18 @@
 -- A job enters: its record, payload, place in the backlog and idempotency key, all or nothing.
 -- ARGV: limit of live jobs, seconds an idempotency key lives, then per job:
 --   id, lane, due horizon (ms), deadline (ms or ''), quiet ('1' or ''), stream ('1' or ''), tenant,
---   watcher, idempotency key, fingerprint, spec, payload
+--   watcher, idempotency key, fingerprint, spec, payload, placeholders ('' where the payload has none),
+--   label that keeps it away from a deployment ('' where none does)
 -- Returns per job {'accepted' | 'exists' | 'conflict' | 'full', id}.
 local at = now_ms()
 local limit, idempotency_s = tonumber(ARGV[1]), ARGV[2]
 local live = redis.call('ZCARD', P .. 'live')
 local answers = {}
-for i = 3, #ARGV, 12 do
+local blocks = {}
+for i = 3, #ARGV, 14 do
   local id, lane, horizon, deadline, quiet, stream = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
   local tenant, watcher, idem, fingerprint, spec, payload = ARGV[i + 6], ARGV[i + 7], ARGV[i + 8], ARGV[i + 9], ARGV[i + 10], ARGV[i + 11]
+  local placeholders, blocked = ARGV[i + 12], ARGV[i + 13]
   local verdict, known = 'accepted', id
   -- With its length in front no tenant's name can be read as another's plus the start of a key.
   local idem_key = P .. 'idempotency:' .. #tenant .. ':' .. tenant .. ':' .. idem
@@ -32,7 +35,7 @@ for i = 3, #ARGV, 12 do
     if deadline ~= '' then
       fields[#fields + 1] = 'deadline'
       fields[#fields + 1] = deadline
-      redis.call('ZADD', P .. 'deadlines', deadline, id)
+      gather('ZADD', P .. 'deadlines', deadline, id)
     end
     if stream ~= '' then
       fields[#fields + 1] = 'stream'
@@ -46,11 +49,16 @@ for i = 3, #ARGV, 12 do
       fields[#fields + 1] = 'quiet'
       fields[#fields + 1] = '1'
     else
-      redis.call('ZADD', P .. 'jobs:' .. tenant, int(at), id)
+      gather('ZADD', P .. 'jobs:' .. tenant, int(at), id)
     end
+    if placeholders ~= '' then
+      fields[#fields + 1] = 'placeholders'
+      fields[#fields + 1] = placeholders
+    end
+    if blocked ~= '' then blocks[blocked] = (blocks[blocked] or 0) + 1 end
     redis.call('HSET', job_key(id), unpack(fields))
     redis.call('SET', P .. 'payload:' .. id, payload)
-    redis.call('ZADD', P .. 'live', int(at), id)
+    gather('ZADD', P .. 'live', int(at), id)
     if idem ~= '' then
       redis.call('SET', idem_key, id .. ' ' .. fingerprint, 'EX', idempotency_s)
     end
@@ -59,4 +67,5 @@ for i = 3, #ARGV, 12 do
   end
   answers[#answers + 1] = { verdict, known }
 end
+for label, count in pairs(blocks) do redis.call('HINCRBY', P .. 'label_blocks', label, count) end
 return answers

@@ -1,12 +1,14 @@
 -- Outcomes of running jobs. Once per job: a late or repeated commit is refused and counted.
--- ARGV: seconds a record stays, then per job: id, attempt, state, result, error, measures
+-- ARGV: seconds a record stays, rules of breakers, then per job: id, attempt, state, result, error, measures,
+--   how it ended for its deployment
 -- Returns per job 1, or 0 when refused.
-local answers = {}
-for i = 2, #ARGV, 6 do
+local answers, at = {}, now_ms()
+for i = 3, #ARGV, 7 do
   local id = ARGV[i]
   local j = load(id, ENDING)
   if j and j.state == 'running' and j.attempt == ARGV[i + 1] then
     finish(id, j, ARGV[i + 2], { result = ARGV[i + 3], error = ARGV[i + 4], measures = ARGV[i + 5], ttl = ARGV[1] })
+    note_end(id, j.deployment, ARGV[i + 6], ARGV[2], at)
     answers[#answers + 1] = 1
   else
     redis.call('INCR', P .. 'fenced')
@@ -15,4 +17,5 @@ for i = 2, #ARGV, 6 do
 end
 keep_paces()
 keep_experience()
+keep_health()
 return answers

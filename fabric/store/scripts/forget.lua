@@ -5,12 +5,12 @@ local count = 0
 for i = 2, #ARGV do
   local id = ARGV[i]
   local key = job_key(id)
-  local record = redis.call('HMGET', key, 'state', 'quiet', 'tenant')
-  if record[1] and record[1] ~= 'dead' and redis.call('HEXISTS', key, 'finished_at') == 1 then
+  local record = redis.call('HMGET', key, 'state', 'quiet', 'tenant', 'finished_at')
+  if record[1] and record[1] ~= 'dead' and record[4] then
     if record[2] == '1' then
-      redis.call('DEL', key, P .. 'events:' .. id, P .. 'payload:' .. id)
+      gather_deletion(key) -- its payload went when it ended, and it has no events
     else
-      redis.call('ZREM', P .. 'jobs:' .. record[3], id)
+      gather('ZREM', P .. 'jobs:' .. record[3], id)
       redis.call('EXPIRE', key, ARGV[1])
       redis.call('EXPIRE', P .. 'events:' .. id, ARGV[1])
     end

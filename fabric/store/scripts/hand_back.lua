@@ -1,6 +1,15 @@
 -- A worker that leaves returns what it holds; nobody died, so nothing is counted against the jobs.
--- ARGV: worker, error, error for a broken stream, seconds a record stays
+-- ARGV: worker, error, error for a broken stream, seconds a record stays, then ids: of these jobs only, and the
+--   worker stays
 local worker, count = ARGV[1], 0
+for i = 5, #ARGV do
+  local j = load(ARGV[i])
+  if j and j.state == 'running' and j.worker == worker then
+    requeue(ARGV[i], j, { error = ARGV[2], broken = ARGV[3], ttl = ARGV[4] })
+    count = count + 1
+  end
+end
+if ARGV[5] then return count end
 for _, id in ipairs(redis.call('SMEMBERS', P .. 'held:' .. worker)) do
   local j = load(id)
   if j and j.state == 'running' and j.worker == worker then

@@ -9,16 +9,23 @@ redis.call('ZADD', P .. 'workers', int(at), worker)
 if redis.call('GET', P .. 'worker:' .. worker) ~= ARGV[2] then wake() end
 redis.call('SET', P .. 'worker:' .. worker, ARGV[2], 'EX', ARGV[3])
 local stops, known, confirmed = {}, {}, 0
-for i = 8, #ARGV do
-  local id = ARGV[i]
-  if not known[id] then
-    known[id] = true
-    if redis.call('SISMEMBER', P .. 'held:' .. worker, id) == 0 then
-      stops[#stops + 1] = { id, 'lost' }
-    else
-      confirmed = confirmed + 1
-      local why = redis.call('HGET', P .. 'abort:' .. worker, id)
-      if why then stops[#stops + 1] = { id, why } end
+-- A worker may hold ten thousand jobs that wait for a provider: many in a call.
+local aborts = {}
+local told = redis.call('HGETALL', P .. 'abort:' .. worker)
+for i = 1, #told, 2 do aborts[told[i]] = told[i + 1] end
+for from = 8, #ARGV, 1000 do
+  local to = math.min(from + 999, #ARGV)
+  local here = redis.call('SMISMEMBER', P .. 'held:' .. worker, unpack(ARGV, from, to))
+  for i = from, to do
+    local id = ARGV[i]
+    if not known[id] then
+      known[id] = true
+      if here[i - from + 1] == 0 then
+        stops[#stops + 1] = { id, 'lost' }
+      else
+        confirmed = confirmed + 1
+        if aborts[id] then stops[#stops + 1] = { id, aborts[id] } end
+      end
     end
   end
 end

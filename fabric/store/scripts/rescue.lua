@@ -17,7 +17,9 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', int(
   for _, id in ipairs(held) do
     local j = load(id)
     if j and j.state == 'running' and j.worker == worker then
-      local deaths = redis.call('HINCRBY', job_key(id), 'deaths', 1)
+      -- What waits in a provider's batch had no part in the worker's death.
+      local waits = redis.call('HEXISTS', P .. 'provider:' .. j.deployment, 'job ' .. id) == 1
+      local deaths = waits and 0 or redis.call('HINCRBY', job_key(id), 'deaths', 1)
       if deaths >= tonumber(ARGV[2]) and not j.cancel then
         finish(id, j, 'dead', { error = ARGV[6], ttl = ARGV[4] })
         parked = parked + 1

@@ -1,7 +1,9 @@
 -- What a scheduler needs to see before it takes anything.
 -- ARGV: oldest heartbeat that still counts (ms ago)
--- Returns {lanes: {lane, length, due of its head}..., busy: {deployment, jobs}..., workers: {info}...}.
-local lanes, busy, workers = {}, {}, {}
+-- Returns {lanes: {lane, length, due of its head}..., busy: {deployment, jobs}..., workers: {info}...,
+--   dead-letter queues: {tier, jobs}..., breakers that aren't closed: {deployment, state, open until, why}...}.
+local at = now_ms()
+local lanes, busy, workers, dlqs, breakers = {}, {}, {}, {}, {}
 for _, lane in ipairs(redis.call('SMEMBERS', P .. 'lanes')) do
   local head = redis.call('ZRANGE', P .. 'lane:' .. lane, 0, 0, 'WITHSCORES')
   if head[1] then
@@ -23,4 +25,13 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', now_ms() - tonum
     end
   end
 end
-return { lanes, busy, workers }
+for _, tier in ipairs(redis.call('SMEMBERS', P .. 'dlqs')) do
+  dlqs[#dlqs + 1] = { tier, redis.call('ZCARD', P .. 'dlq:' .. tier) }
+end
+local sick = redis.call('HGETALL', HEALTH)
+for i = 1, #sick, 2 do
+  local h = cjson.decode(sick[i + 1])
+  local state = breaker_state(h, sick[i], at)
+  if state then breakers[#breakers + 1] = { sick[i], state, int(h.open_until), h.why } end
+end
+return { lanes, busy, workers, dlqs, breakers }

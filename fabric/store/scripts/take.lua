@@ -1,20 +1,26 @@
 -- A scheduler takes jobs from the head of lanes, on a lease: if it dies, they go back by themselves.
--- ARGV: lease (ms), then per lane: lane, how many
--- Returns per job {lane, spec, attempts so far, history, time now}.
+-- ARGV: lease (ms), then per lane: lane, how many. 'dlq:<tier>' is a dead-letter queue.
+-- Returns per job {lane, spec, attempts so far, history, time now, exhausted deployments, US dollars spent, last error}.
 local at = now_ms()
 local lease = int(at + tonumber(ARGV[1]))
 local taken = {}
+local function spent(record)
+  if not record[7] then return record[5] or '0' end
+  return string.format('%.17g', (record[5] or 0) + record[7])
+end
 for i = 2, #ARGV, 2 do
-  local key = P .. 'lane:' .. ARGV[i]
+  local tier = string.match(ARGV[i], '^dlq:(.*)')
+  local key = tier and P .. ARGV[i] or P .. 'lane:' .. ARGV[i]
   local popped = redis.call('ZPOPMIN', key, ARGV[i + 1])
   for n = 1, #popped, 2 do
     local id = popped[n]
-    local record = redis.call('HMGET', job_key(id), 'spec', 'attempt', 'history')
+    local record = redis.call('HMGET', job_key(id), 'spec', 'attempt', 'history', 'exhausted', 'spent', 'left_error', 'left_cost')
     if record[1] then
-      redis.call('ZADD', P .. 'taken', lease, id)
-      taken[#taken + 1] = { ARGV[i], record[1], record[2], record[3] or '', int(at) }
+      if tier then redis.call('HDEL', job_key(id), 'dlq') end
+      gather('ZADD', P .. 'taken', lease, id)
+      taken[#taken + 1] = { ARGV[i], record[1], record[2], record[3] or '', int(at), record[4] or '', spent(record), record[6] or '' }
     end
   end
-  if redis.call('EXISTS', key) == 0 then redis.call('SREM', P .. 'lanes', ARGV[i]) end
+  if redis.call('EXISTS', key) == 0 then redis.call('SREM', P .. (tier and 'dlqs' or 'lanes'), tier or ARGV[i]) end
 end
 return taken

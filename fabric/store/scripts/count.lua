@@ -1,0 +1,4 @@
+-- Counts what happened outside of the completion stream.
+-- ARGV: seconds a minute's counts stay, then pairs: name, amount
+count(2, ARGV[1])
+return 1
