@@ -1,0 +1,89 @@
+// Charts and small comforts. Every page works without this file.
+"use strict";
+
+const drawn = new Map();
+
+const colour = (name) => {
+  const styles = getComputedStyle(document.documentElement);
+  return styles.getPropertyValue(`--${name}`).trim() || styles.getPropertyValue("--other").trim();
+};
+
+const day = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 10);
+const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 16);
+// Told apart without colours, too.
+const DASHES = { gpu: [6, 3], cloud: [2, 3] };
+
+function draw(place) {
+  const text = place.dataset.chart;
+  const known = drawn.get(place);
+  if (known && known.text === text && known.width === place.clientWidth) return;
+  const told = JSON.parse(text);
+  const data = [told.x, ...told.series.map((one) => one.y)];
+  if (known && known.width === place.clientWidth && known.plot.series.length === data.length) {
+    known.plot.setData(data);
+    known.text = text;
+    return;
+  }
+  if (known) known.plot.destroy();
+  const ink = colour("soft");
+  const axis = { stroke: ink, grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 } };
+  const unit = told.unit === "US$" ? (value) => `$${value.toPrecision(3)}` : (value) => `${value} ${told.unit}`;
+  const plot = new uPlot(
+    {
+      width: place.clientWidth - 20,
+      height: 210,
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      cursor: { drag: { x: false, y: false } },
+      scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
+      axes: [
+        { ...axis, space: told.day ? 100 : 60, values: (_, ticks) => ticks.map((at) => (told.day ? day : clock)(at)) },
+        { ...axis, size: 64, incrs: told.day ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000] },
+      ],
+      series: [
+        { label: told.day ? "day" : "time", value: (_, at) => (at == null ? "–" : (told.day ? day : clock)(at)) },
+        ...told.series.map((one) => ({
+          label: one.name,
+          stroke: colour(one.name),
+          width: 2,
+          dash: DASHES[one.name],
+          points: { show: told.x.length < 40, size: 5 },
+          value: (_, value) => (value == null ? "–" : unit(value)),
+        })),
+      ],
+    },
+    data,
+    place,
+  );
+  drawn.set(place, { plot, text, width: place.clientWidth });
+}
+
+function drawAll() {
+  for (const place of drawn.keys()) if (!place.isConnected) drawn.delete(place);
+  document.querySelectorAll("[data-chart]").forEach(draw);
+}
+
+function redraw() {
+  for (const { plot } of drawn.values()) plot.destroy();
+  drawn.clear();
+  drawAll();
+}
+
+function selectAll(event) {
+  const all = event.target.closest("[data-all]");
+  if (!all) return;
+  const form = all.closest("form");
+  form.querySelectorAll(`input[name="${all.dataset.all}"]`).forEach((box) => { box.checked = all.checked; });
+}
+
+// A choice is a search of its own.
+function submitEager(event) {
+  if (event.target.matches("form[data-eager] select")) event.target.form.requestSubmit();
+}
+
+document.addEventListener("change", selectAll);
+document.addEventListener("change", submitEager);
+document.addEventListener("htmx:after:swap", drawAll);
+window.addEventListener("resize", drawAll);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+drawAll();
+new MutationObserver(drawAll).observe(document.body, { subtree: true, attributes: true, attributeFilter: ["data-chart"] });
