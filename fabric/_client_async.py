@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence, Sized
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -279,12 +279,64 @@ class AsyncClient:
             for job in pages.read(await _json(self._http, pages.call())):
                 yield job
 
+    async def dead_letters(
+        self, *, limit: int | None = None, **filters: str | float | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Parked jobs, newest first; ``filters`` as ``GET /v1/dead-letters`` takes them."""
+        pages = wire.dead_letters(limit, filters)
+        while pages.more:
+            for letter in pages.read(await _json(self._http, pages.call())):
+                yield letter
+
+    async def dead_letter(self, job_id: str) -> dict[str, Any]:
+        """One parked job: why it is there, and every attempt."""
+        return await _json(self._http, Call("GET", f"/v1/dead-letters/{job_id}"))
+
+    async def replay(self, job_id: str, *, policy: str | None = None) -> dict[str, Any]:
+        """The parked job lines up again, under ``policy`` from now on; the answer is the job."""
+        return await _json(self._http, wire.replay(job_id, policy))
+
+    async def drop(self, job_id: str) -> dict[str, Any]:
+        """The parked job goes for good."""
+        return await _json(self._http, Call("DELETE", f"/v1/dead-letters/{job_id}"))
+
     async def route(self, request: Request, *, model: str | None = None, **params: Any) -> dict[str, Any]:
         """As ``Client.route``."""
         return await _json(self._http, wire.route(await self._body(request, model, params)))
 
     async def models(self) -> list[dict[str, Any]]:
         return list((await _json(self._http, Call("GET", "/v1/models")))["data"])
+
+    async def policy(self, policy_hash: str) -> dict[str, Any]:
+        """The policies, rules, privacy and places that decisions with this hash were made under."""
+        return await _json(self._http, Call("GET", f"/v1/policies/{policy_hash}"))
+
+    async def usage(
+        self, *, group_by: Sequence[str] = (), limit: int | None = None, **filters: str | int | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Requests and tokens, as ``GET /v1/usage`` shows them, all pages; ``filters`` as there."""
+        async for row in self._spending("/v1/usage", group_by, limit, filters):
+            yield row
+
+    async def costs(
+        self, *, group_by: Sequence[str] = (), limit: int | None = None, **filters: str | int | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What it cost, as ``GET /v1/costs`` shows it, all pages; ``filters`` as there."""
+        async for row in self._spending("/v1/costs", group_by, limit, filters):
+            yield row
+
+    async def costs_summary(self, **filters: str | int | None) -> dict[str, Any]:
+        """Tiers with the hours of their workers, savings, and the month's forecast."""
+        query = {name: str(value) for name, value in filters.items() if value is not None}
+        return await _json(self._http, Call("GET", "/v1/costs/summary", query=query))
+
+    async def _spending(
+        self, path: str, group_by: Sequence[str], limit: int | None, filters: Mapping[str, Any]
+    ) -> AsyncIterator[dict[str, Any]]:
+        pages = wire.spending(path, limit, group_by, filters)
+        while pages.more:
+            for row in pages.read(await _json(self._http, pages.call())):
+                yield row
 
     async def status(self) -> dict[str, Any]:
         """The tiers with their deployments, workers and slots, as ``GET /v1/tiers`` shows them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Options:
             "limits": _LIMITS,
             # A proxy can't reach what listens on this machine's loopback.
             "trust_env": not (host == "localhost" or host == "::1" or host.startswith("127.")),
+            "verify": _trusted(),
         }
 
     def request(self, call: Call, read_s: float | None = None) -> dict[str, Any]:
@@ -72,6 +74,12 @@ class Options:
             "wait": _wait,
             "reraise": True,
         }
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """Authorities of one's own (``SSL_CERT_FILE``) count on loopback, too, unlike the rest of the environment."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
 
 
 def _wait(state: RetryCallState) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -281,6 +281,24 @@ class Client:
         while pages.more:
             yield from pages.read(_json(self._http, pages.call()))
 
+    def dead_letters(self, *, limit: int | None = None, **filters: str | float | None) -> Iterator[dict[str, Any]]:
+        """Parked jobs, newest first; ``filters`` as ``GET /v1/dead-letters`` takes them."""
+        pages = wire.dead_letters(limit, filters)
+        while pages.more:
+            yield from pages.read(_json(self._http, pages.call()))
+
+    def dead_letter(self, job_id: str) -> dict[str, Any]:
+        """One parked job: why it is there, and every attempt."""
+        return _json(self._http, Call("GET", f"/v1/dead-letters/{job_id}"))
+
+    def replay(self, job_id: str, *, policy: str | None = None) -> dict[str, Any]:
+        """The parked job lines up again, under ``policy`` from now on; the answer is the job."""
+        return _json(self._http, wire.replay(job_id, policy))
+
+    def drop(self, job_id: str) -> dict[str, Any]:
+        """The parked job goes for good."""
+        return _json(self._http, Call("DELETE", f"/v1/dead-letters/{job_id}"))
+
     def route(self, request: Request, *, model: str | None = None, **params: Any) -> dict[str, Any]:
         """Where a prompt, or a whole body, would go, why not elsewhere, when it would be done, and what it would
         cost, as ``POST /v1/route`` shows it. Nothing runs."""
@@ -288,6 +306,34 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         return list(_json(self._http, Call("GET", "/v1/models"))["data"])
+
+    def policy(self, policy_hash: str) -> dict[str, Any]:
+        """The policies, rules, privacy and places that decisions with this hash were made under."""
+        return _json(self._http, Call("GET", f"/v1/policies/{policy_hash}"))
+
+    def usage(
+        self, *, group_by: Sequence[str] = (), limit: int | None = None, **filters: str | int | None
+    ) -> Iterator[dict[str, Any]]:
+        """Requests and tokens, as ``GET /v1/usage`` shows them, all pages; ``filters`` as there."""
+        yield from self._spending("/v1/usage", group_by, limit, filters)
+
+    def costs(
+        self, *, group_by: Sequence[str] = (), limit: int | None = None, **filters: str | int | None
+    ) -> Iterator[dict[str, Any]]:
+        """What it cost, as ``GET /v1/costs`` shows it, all pages; ``filters`` as there."""
+        yield from self._spending("/v1/costs", group_by, limit, filters)
+
+    def costs_summary(self, **filters: str | int | None) -> dict[str, Any]:
+        """Tiers with the hours of their workers, savings, and the month's forecast."""
+        query = {name: str(value) for name, value in filters.items() if value is not None}
+        return _json(self._http, Call("GET", "/v1/costs/summary", query=query))
+
+    def _spending(
+        self, path: str, group_by: Sequence[str], limit: int | None, filters: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        pages = wire.spending(path, limit, group_by, filters)
+        while pages.more:
+            yield from pages.read(_json(self._http, pages.call()))
 
     def status(self) -> dict[str, Any]:
         """The tiers with their deployments, workers and slots, as ``GET /v1/tiers`` shows them."""

@@ -153,8 +153,11 @@ class Mapped:
 class Pages:
     """Walks a list that comes in pages. ``mark="after"``: OpenAI's lists, which go on behind the last id."""
 
-    def __init__(self, path: str, limit: int | None, *, mark: str = "cursor") -> None:
+    def __init__(
+        self, path: str, limit: int | None, *, mark: str = "cursor", query: Mapping[str, str] | None = None
+    ) -> None:
         self._mark = mark
+        self._asked = query or {}
         self.more = limit is None or limit > 0
         self._path = path
         self._left = limit
@@ -162,7 +165,7 @@ class Pages:
 
     def call(self) -> Call:
         size = _PAGE if self._left is None else min(_PAGE, self._left)
-        return Call("GET", self._path, query={"limit": size, **self._query})
+        return Call("GET", self._path, query={"limit": size, **self._asked, **self._query})
 
     def read(self, page: Mapping[str, Any]) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = page["data"]
@@ -173,6 +176,22 @@ class Pages:
         self.more = bool(page.get("has_more") and cursor and self._left != 0)
         self._query = {self._mark: cursor} if cursor else {}
         return items
+
+
+def spending(path: str, limit: int | None, group_by: Sequence[str], filters: Mapping[str, Any]) -> Pages:
+    """The rows of usage or costs; filters that are ``None`` are left out."""
+    query = {name: str(value) for name, value in filters.items() if value is not None}
+    return Pages(path, limit, query={**query, **({"group_by": ",".join(group_by)} if group_by else {})})
+
+
+def dead_letters(limit: int | None, filters: Mapping[str, Any]) -> Pages:
+    """Parked jobs; filters that are ``None`` are left out."""
+    query = {name: str(value) for name, value in filters.items() if value is not None}
+    return Pages("/v1/dead-letters", limit, query=query)
+
+
+def replay(job_id: str, policy: str | None) -> Call:
+    return Call("POST", f"/v1/dead-letters/{job_id}/replay", None if policy is None else {"policy": policy})
 
 
 def first_model(models: Sequence[Mapping[str, Any]]) -> str:

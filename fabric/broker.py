@@ -28,7 +28,7 @@ from fabric.contracts.message import TASK, Chunk
 
 #: Where RabbitMQ puts messages that were rejected or came back too often, one queue per tier.
 DEAD_EXCHANGE = Exchange("fabric.dead", type="direct", durable=True)
-#: Dead messages kept per tier, the newest. They are for people to look at: their jobs have long run elsewhere.
+#: Dead messages kept per tier, the newest, until the scheduler has dealt with them.
 DEAD_LIMIT = 10_000
 #: A message that kills its reader goes to the dead-letter queue after this many deliveries.
 DELIVERY_LIMIT = 5
@@ -37,7 +37,8 @@ VISIBILITY_TIMEOUT_S = 300
 #: How long the broker may take to answer before it counts as away.
 TIMEOUT_S = 4
 
-_ERRORS = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
+#: What a broker that is away makes of a call.
+ERRORS = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
 
 
 def dead_queue(tier: str) -> Queue:
@@ -149,11 +150,11 @@ class Sender:
         """
         try:
             self._hear()
-        except _ERRORS:
+        except ERRORS:
             self._drop()  # it was closed while nothing was sent
         try:
             self._connected()
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._broken(error) from error
 
     def send(self, chunks: Iterable[tuple[Deployment, Chunk]]) -> None:
@@ -166,12 +167,12 @@ class Sender:
             for deployment, chunk in chunks:
                 self._declare(producer.channel, deployment)
                 self._publish(producer, deployment.queue, chunk)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._broken(error) from error
 
     def close(self) -> None:
         if self._connection is not None:
-            with suppress(*_ERRORS):
+            with suppress(*ERRORS):
                 self._connection.release()
             self._drop()
 
@@ -180,7 +181,7 @@ class Sender:
         if self._connection is not None:
             connection, self._connection, self._producer = self._connection, None, None
             self._declared.clear()
-            with suppress(*_ERRORS):
+            with suppress(*ERRORS):
                 connection.collect(socket_timeout=TIMEOUT_S)
 
     def _connected(self) -> Producer:

@@ -20,16 +20,21 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import Connection, exc
 
+from fabric.accounting import Notes
 from fabric.contracts.answer import whole
 from fabric.contracts.batch_line import error_line, output_line
+from fabric.contracts.catalog import Catalog
 from fabric.contracts.completion import Completion
 from fabric.contracts.errors import EngineError, ErrorInfo, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobState
+from fabric.contracts.payload import load_placeholders
 from fabric.ledger import Ledger, batches, lines, usage
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome
-from fabric.store import Command, Store, transitions
+from fabric.ledger.usage import Note, no_note
+from fabric.privacy import Placeholders
+from fabric.store import Command, Store, counts, transitions
 from fabric.store.reads import COMPLETIONS, completion
 from fabric.store.store import unavailable
 
@@ -65,6 +70,9 @@ _AWAY_S = 0.3
 _UNTAKABLE = (exc.DataError, exc.IntegrityError, OverflowError, UnicodeError)
 
 
+_NO_CATALOG = Catalog()
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """One entry of the stream, and the completion in it unless it can't be read."""
@@ -75,27 +83,36 @@ class _Entry:
 
 
 class Recorder:
-    """Blocking; one thread. ``recorded`` is called when batch lines got their outcome."""
+    """Blocking; one thread. ``recorded`` is called when batch lines got their outcome, ``ended`` with each completion;
+    ``catalog`` has the prices that usage is compared with."""
 
     def __init__(
         self,
         store: Store,
         ledger: Ledger,
         *,
+        catalog: Catalog = _NO_CATALOG,
         recorded: Callable[[], object] = lambda: None,
+        ended: Callable[[Completion], object] = lambda completion: None,
         takeover_ms: int = TAKEOVER_MS,
         block_ms: int = BLOCK_MS,
     ) -> None:
         self.name = f"{socket.gethostname()}-{new_id('worker').removeprefix('worker_')}"
         self._store = store
         self._ledger = ledger
+        self._notes = Notes(store, catalog)
         self._recorded = recorded
+        self._ended = ended
         self._takeover_ms = takeover_ms
         self._block_ms = block_ms
         self._count = _FIRST_READ
         self._cursor = _START
         self._next_takeover = 0.0
         self._next_forget = 0.0
+
+    def renew(self, catalog: Catalog) -> None:
+        """Another catalogue's prices count from now on. For any thread."""
+        self._notes.renew(catalog)
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set. The store and the ledger may come and go."""
@@ -223,26 +240,32 @@ class Recorder:
     def _record(self, entries: Sequence[_Entry]) -> None:
         bad = [entry for entry in entries if entry.completion is None]
         good = [entry for entry in entries if entry.completion is not None]
-        changed, refused = self._write(good)
+        note = self._notes.of([entry.completion for entry in good if entry.completion])
+        changed, refused = self._write(good, note)
+        for entry in good:
+            if entry.completion is not None and not entry.completion.late:
+                self._ended(entry.completion)
         for entry in (*bad, *refused):
             self._set_aside(entry)
         self._let_go(entries)
         if changed:
             self._recorded()
 
-    def _write(self, entries: Sequence[_Entry]) -> tuple[bool, list[_Entry]]:
+    def _write(
+        self, entries: Sequence[_Entry], note: Callable[[Completion], Note] = no_note
+    ) -> tuple[bool, list[_Entry]]:
         """Answers whether lines changed, and the entries that the database will never take."""
         if not entries:
             return False, []
         try:
-            return self._ledger.write(record, [entry.completion for entry in entries if entry.completion]), []
+            return self._ledger.write(record, [entry.completion for entry in entries if entry.completion], note), []
         except _UNTAKABLE:
             if len(entries) == 1:
                 return False, list(entries)
         # One of them is to blame; the others mustn't suffer.
         half = len(entries) // 2
-        changed_first, refused_first = self._write(entries[:half])
-        changed_last, refused_last = self._write(entries[half:])
+        changed_first, refused_first = self._write(entries[:half], note)
+        changed_last, refused_last = self._write(entries[half:], note)
         return changed_first or changed_last, refused_first + refused_last
 
     def _set_aside(self, entry: _Entry) -> None:
@@ -253,12 +276,11 @@ class Recorder:
 
     def _let_go(self, entries: Sequence[_Entry]) -> None:
         """In this order: as long as the entry is there, all of it can be done again."""
-        jobs = [entry.completion.spec.id for entry in entries if entry.completion]
+        jobs = [entry.completion.spec.id for entry in entries if entry.completion and not entry.completion.late]
         if jobs:
             self._store(transitions.forget(jobs))
-        ids = [entry.id for entry in entries]
-        self._store(Command(("XACK", COMPLETIONS, GROUP, *ids), int))
-        self._store(Command(("XDEL", COMPLETIONS, *ids), int))
+        amounts = counts.tally(entry.completion for entry in entries if entry.completion)
+        self._store(counts.let_go(GROUP, [entry.id for entry in entries], amounts))
 
     def _leave(self) -> None:
         """A reader that holds nothing leaves no trace; what one holds is taken over, as after its death."""
@@ -274,17 +296,19 @@ def _paired(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=False))
 
 
-def record(connection: Connection, completions: Sequence[Completion]) -> bool:
+def record(
+    connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note] = no_note
+) -> bool:
     """Usage of every completion, outcomes of those that are batch lines; answers whether lines changed.
 
     Doing it again changes nothing.
     """
     of_batches: dict[str, list[Completion]] = {}
     for done in completions:
-        if done.spec.batch_id is not None and done.spec.line_no is not None:
+        if done.spec.batch_id is not None and done.spec.line_no is not None and not done.late:
             of_batches.setdefault(done.spec.batch_id, []).append(done)
     held = batches.hold(connection, of_batches) if of_batches else {}
-    usage.add(connection, completions)
+    usage.add(connection, completions, note)
     changed = False
     for batch_id, batch in held.items():
         outcomes = [outcome(done, batch) for done in of_batches[batch_id]]
@@ -302,13 +326,19 @@ def outcome(done: Completion, batch: Batch) -> Outcome:
     match done.state:
         case JobState.SUCCEEDED:
             created = (done.claimed_ms or done.finished_ms) // 1000
-            body = whole(spec.endpoint, spec.id, spec.model, created, done.result or b"{}")
+            body = whole(spec.endpoint, spec.id, spec.model, created, _restored(done))
             return Outcome(line_no, "completed", response=output_line(spec.custom_id, spec.id, body))
         case JobState.EXPIRED if spec.deadline_ms == batch.expires_ms:
             return Outcome(line_no, "expired")
         case JobState.CANCELLED if batch.status == "cancelling":
             return Outcome(line_no, "cancelled")
     return Outcome(line_no, "failed", error=error_line(spec.custom_id, spec.id, line_no, _reason(done), answered=True))
+
+
+def _restored(done: Completion) -> bytes:
+    """The answer with what redaction took out of its line's text."""
+    result = done.result or b"{}"
+    return Placeholders(load_placeholders(done.placeholders)).restored(result) if done.placeholders else result
 
 
 def _reason(done: Completion) -> ErrorInfo:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -369,3 +370,23 @@ def rabbitmq(rabbitmq_server: RabbitMQ) -> RabbitMQ:
     if rabbitmq_server.process is None:
         rabbitmq_server.start()
     return rabbitmq_server
+
+
+_CHROMIUM = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, for ``new_context``. As long as it is open, pytest-asyncio can't run a test: hence not
+    for the session."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("Chromium isn't installed: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, headless=True, args=_CHROMIUM.split())
+        yield browser
+        browser.close()

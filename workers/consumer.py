@@ -34,12 +34,12 @@ _DEAF = (
     "RabbitMQ doesn't answer about a queue of these: %s. If that goes on, delete the queue (rabbitmqctl "
     "delete_queue); it is made anew, and no job is lost."
 )
-#: Takes the reason and, where the broker has no dead-letter queue, the message.
-SetAside = Callable[[str, bytes], None]
+#: Takes the reason, the message, and the queue that it came from.
+SetAside = Callable[[str, bytes, str], None]
 
 
 class Consumer(CeleryConsumer):
-    """``redis`` says whether the broker is one; RabbitMQ keeps rejected messages itself."""
+    """``redis`` says whether the broker is one. RabbitMQ has dead-letter queues, and the scheduler empties them."""
 
     def __init__(
         self, *args: Any, deployments: Sequence[Deployment], set_aside: SetAside, redis: bool, **kwargs: Any
@@ -107,12 +107,15 @@ class Consumer(CeleryConsumer):
 
     def _reject(self, message: Message, reason: str) -> None:
         # RabbitMQ puts what is rejected into the dead-letter queue, Redis throws it away.
-        self._lay_down(reason, _bytes(message.body) if self._redis else b"")
+        if self._redis:
+            self._lay_down(reason, _bytes(message.body), str((message.delivery_info or {}).get("routing_key", "")))
+        else:
+            log.error("a message was set aside: %s", reason)
         message.reject_log_error(log, self.connection_errors)  # type: ignore[attr-defined]  # not in the stubs
 
-    def _lay_down(self, reason: str, body: bytes) -> None:
+    def _lay_down(self, reason: str, body: bytes, queue: str) -> None:
         log.error("a message was set aside: %s", reason)
-        self._set_aside(reason, body)
+        self._set_aside(reason, body, queue)
 
 
 def _bytes(body: Any) -> bytes:

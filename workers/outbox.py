@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from fabric.contracts.breaker import dump
 from fabric.contracts.errors import Unavailable
 from fabric.store import AsyncStore, Command, transitions
 from fabric.store.transitions import Failure, Outcome, Piece
@@ -23,13 +24,17 @@ T = TypeVar("T")
 #: Ends in one call. More make fewer calls, and each holds up the store for longer.
 _CALL_LIMIT = 64
 _AWAY_S = 0.1
+#: The defaults.
+NO_RULES = dump(())
 
 
 class Outbox:
-    """``lost`` is called with the id and number of an attempt that is no longer this worker's."""
+    """``lost`` is called with the id and number of an attempt that is no longer this worker's. ``breakers``: the rules
+    of its deployments (``fabric.contracts.breaker.dump``)."""
 
-    def __init__(self, store: AsyncStore, lost: Callable[[str, int], None]) -> None:
+    def __init__(self, store: AsyncStore, lost: Callable[[str, int], None], breakers: bytes = NO_RULES) -> None:
         self._store = store
+        self._breakers = breakers
         self._lost = lost
         self._pieces: list[Piece] = []
         self._outcomes: list[Outcome] = []
@@ -84,7 +89,7 @@ class Outbox:
         for start in range(0, len(outcomes), _CALL_LIMIT):
             await self._commit(outcomes[start : start + _CALL_LIMIT])
         for start in range(0, len(failures), _CALL_LIMIT):
-            await self._insist(transitions.fail(failures[start : start + _CALL_LIMIT]))
+            await self._insist(transitions.fail(failures[start : start + _CALL_LIMIT], breakers=self._breakers))
         self._on_the_way = {}
 
     async def _emit(self, pieces: list[Piece]) -> None:
@@ -94,7 +99,7 @@ class Outbox:
                 self._lost(piece.job_id, piece.attempt)
 
     async def _commit(self, outcomes: list[Outcome]) -> None:
-        counted = await self._insist(transitions.commit(outcomes))
+        counted = await self._insist(transitions.commit(outcomes, breakers=self._breakers))
         refused = counted.count(0)
         if refused:
             log.warning("%d late outcomes were refused: their jobs had moved on", refused)

@@ -16,17 +16,17 @@ import redis
 from kombu.transport.redis import Channel, Transport
 from kombu.utils.json import loads
 
-OnBad = Callable[[str, bytes], None]
+OnBad = Callable[[str, bytes, str], None]
 
 
 def guarded(on_bad: OnBad) -> type[Transport]:
-    """The transport. ``on_bad`` gets a reason and the bytes of what isn't an envelope."""
+    """The transport. ``on_bad`` gets a reason, the bytes of what isn't an envelope, and its queue."""
 
     class Client(redis.Redis):
         def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
             answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
             if command_name == "BRPOP" and answer and not is_envelope(answer[1]):
-                on_bad("not an envelope of Celery's", answer[1])
+                on_bad("not an envelope of Celery's", answer[1], answer[0].decode(errors="replace"))
                 return None  # as when the wait was over without a message
             return answer
 

@@ -1,4 +1,7 @@
-"""What becomes of a failed attempt: another try, the end, or the dead-letter queue. Pure."""
+"""What becomes of a failed attempt: another try, another place, the end, or the parked jobs. Pure.
+
+``fabric.contracts.failures`` has the table behind it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fabric.contracts.errors import ErrorInfo
+from fabric.contracts.failures import handling
 
-#: Failed tries of one job that park it. Only what an engine or provider failed counts: not a message
+#: Tries of one job that may fail at one deployment. Only what an engine or provider failed counts: not a message
 #: that was lost, a worker that left, or one that died (``scheduler.duties.POISON_DEATHS``).
 MAX_FAILURES = 3
 _BASE_MS = 200
@@ -16,26 +20,40 @@ _CAP_MS = 10_000
 #: The longest wait that a provider may ask for with ``Retry-After``.
 _WAIT_CAP_MS = 300_000
 
+#: ``leave``: no further try at this deployment, perhaps one elsewhere.
+Action = Literal["retry", "wait", "leave", "fail", "park"]
+
 
 @dataclass(frozen=True, slots=True)
 class Disposition:
-    action: Literal["retry", "fail", "park"]
+    action: Action
     delay_ms: int = 0
 
 
-def dispose(error: ErrorInfo, failures: int, *, random_: random.Random | None = None) -> Disposition:
-    """``failures`` counts the failed tries of the job, this one included.
+def dispose(
+    error: ErrorInfo,
+    failures: int,
+    *,
+    attempt: int = 1,
+    left_s: float | None = None,
+    random_: random.Random | None = None,
+) -> Disposition:
+    """``failures`` counts the tries of the job that failed here, this one included; ``attempt`` all that it had
+    anywhere; ``left_s`` are the seconds to its deadline.
 
-    The caller's fault ends the job at once. What may pass is tried again after exponential backoff
-    with full jitter (a provider's ``Retry-After`` wins); out of tries, the job is parked.
+    What may pass is tried again after exponential backoff with full jitter (a provider's ``Retry-After`` wins).
+    A place that takes no more for now is waited for, which is no failure. Out of tries or of time, the job leaves
+    for its next place, where there may be one.
     """
-    if error.fault in ("caller", "policy"):
-        return Disposition("fail")
-    if not error.retry:
-        return Disposition("park" if error.fall_back else "fail")
-    if failures >= MAX_FAILURES:
-        return Disposition("park")
+    found = handling(error)
+    elsewhere: Action = "leave" if found.fall_back != "no" else "fail" if found.retry == "no" else "park"
+    if found.retry == "no" or (found.retry == "backoff" and failures >= MAX_FAILURES):
+        return Disposition(elsewhere)
     if error.retry_after_s is not None:
-        return Disposition("retry", min(_WAIT_CAP_MS, max(0, int(error.retry_after_s * 1000))))
-    ceiling = min(_CAP_MS, _BASE_MS * 2 ** max(0, failures - 1))
-    return Disposition("retry", (random_ or random).randint(0, ceiling))
+        delay_ms = min(_WAIT_CAP_MS, max(0, int(error.retry_after_s * 1000)))
+    else:
+        tries = failures if found.retry == "backoff" else attempt
+        delay_ms = (random_ or random).randint(0, min(_CAP_MS, _BASE_MS * 2 ** min(10, max(0, tries - 1))))
+    if left_s is not None and delay_ms > left_s * 1000:
+        return Disposition(elsewhere)
+    return Disposition("wait" if found.retry == "wait" else "retry", delay_ms)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import PurePath
 
 import orjson
 
-from fabric.contracts.catalog import Price
+from fabric.contracts.breaker import End, end_of
+from fabric.contracts.catalog import PrivacyRules
 from fabric.contracts.errors import Cancelled, DeadlineExceeded, EngineError, ErrorInfo, FabricError, where
 from fabric.contracts.job import JobState, Measures, Usage
+from fabric.pricing import machine_usd, token_usd
 from fabric.store.transitions import Claimed, Failure, Outcome, Piece
 from workers.engines.engine import Answer, Engine, Request
 from workers.outbox import Outbox
 from workers.retries import dispose
 from workers.slots import Gate
+from workers.wall import Wall
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,10 @@ class _Flight:
     job: Claimed
     deployment: str
     task: asyncio.Task[None] = field(init=False)
+    began: float = field(default_factory=time.perf_counter)
     entered: float | None = None  #: when the engine got it
     stopped: str | None = None  #: why, once it was told to stop
+    pieces: int = 0  #: of a streamed answer, so far
 
     @property
     def engine_s(self) -> float:
@@ -53,10 +59,17 @@ class _Flight:
 class Runner:
     """All in-flight jobs of one worker, on the loop's thread."""
 
-    def __init__(self, engines: dict[str, Engine], outbox: Outbox, done: Callable[[str], None]) -> None:
-        """``done`` is called with the deployment's name whenever one of its jobs is over."""
+    def __init__(
+        self, engines: dict[str, Engine], outbox: Outbox, done: Callable[[str], None], wall: Wall | None = None
+    ) -> None:
+        """``done`` is called with the deployment's name whenever one of its jobs is over. ``wall``: of the labels;
+        without one, that of a fabric that nobody has configured."""
         self._engines = engines
+        self._wall = wall or Wall(PrivacyRules())
         self._gates = {name: Gate(engine.slots) for name, engine in engines.items()}
+        self._breakers = {name: engine.deployment.breaker for name, engine in engines.items()}
+        self._served = {name: _told_apart(engine.deployment.model) for name, engine in engines.items()}
+        self._slots = _machine_slots(engines)
         self._outbox = outbox
         self._done = done
         #: The newest attempt of each job. Older ones that are being stopped are only in ``_flying``.
@@ -94,12 +107,23 @@ class Runner:
         flight = self._newest.get(job_id)
         if flight is not None and flight.stopped is None and attempt in (None, flight.job.attempt):
             flight.stopped = why
+            if why == "lost":
+                self._engines[flight.deployment].let_go(job_id)
             flight.task.cancel()
 
     def resize(self) -> None:
         """Lets as many requests run side by side as the engines have slots by now."""
         for name, engine in self._engines.items():
             self._gates[name].resize(engine.slots)
+        self._slots = _machine_slots(self._engines)
+
+    def set_down(self) -> list[str]:
+        """Stops the jobs that only wait here for work that goes on elsewhere; answers their ids. Whoever has them
+        next goes on waiting."""
+        waiting = [job_id for job_id, flight in self._newest.items() if self._engines[flight.deployment].waits]
+        for job_id in waiting:
+            self.stop(job_id, "lost")
+        return waiting
 
     async def drained(self, grace_s: float) -> None:
         """Waits for the jobs in flight, then stops those that are left without an outcome."""
@@ -131,7 +155,7 @@ class Runner:
         try:
             async with self._gates[flight.deployment].slot(job.spec.priority):
                 flight.entered = time.perf_counter()
-                answer = await self._answer(self._engines[flight.deployment], job)
+                answer = await self._answer(self._engines[flight.deployment], flight)
             self._succeeded(flight, answer)
         except FabricError as error:
             self._failed(flight, error.info)
@@ -141,11 +165,14 @@ class Runner:
             log.error("job %s: the engine of %s raised %s%s", job.spec.id, flight.deployment, kind, where(error))
             self._failed(flight, EngineError(f"The engine failed in an unforeseen way ({kind}).").info)
 
-    async def _answer(self, engine: Engine, job: Claimed) -> Answer:
+    async def _answer(self, engine: Engine, flight: _Flight) -> Answer:
+        job = flight.job
+        self._wall.check(job.spec, engine.deployment)
         payload = orjson.loads(job.payload)
-        request = Request(job.spec.id, job.spec.endpoint, payload["body"], job.spec.stream)
+        request = Request(job.spec.id, job.spec.endpoint, payload["body"], job.spec.stream, job.spec.deadline_ms)
 
         def emit(chunk: bytes) -> None:
+            flight.pieces += 1
             self._outbox.piece(Piece(job.spec.id, job.attempt, _TOKEN + chunk + b"}"))
 
         if job.spec.deadline_ms is None:
@@ -163,18 +190,18 @@ class Runner:
             raise DeadlineExceeded(_EXPIRED) from None
 
     def _succeeded(self, flight: _Flight, answer: Answer) -> None:
-        settings = self._engines[flight.deployment].deployment
-        measures = Measures(
-            engine_s=flight.engine_s,
-            first_token_s=answer.first_token_s,
-            usage=answer.usage,
-            cost_usd=cost_usd(answer.usage, settings.price),
-            served_model=settings.model,
-        )
+        measures = self._measures(flight, answer.usage, answer.first_token_s, answer.engine_s)
         job = flight.job
         body = orjson.dumps(answer.body) if answer.body else b""
         self._outbox.outcome(
-            Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, body, measures=measures.dump()),
+            Outcome(
+                job.spec.id,
+                job.attempt,
+                JobState.SUCCEEDED,
+                body,
+                measures=measures.dump(),
+                end=end_of(measures.engine_s, answer.usage.output_tokens, self._breakers[flight.deployment]),
+            ),
         )
 
     def _failed(self, flight: _Flight, error: ErrorInfo) -> None:
@@ -182,23 +209,61 @@ class Runner:
             self._end(flight, JobState.EXPIRED, error)
             return
         job = flight.job
-        disposition = dispose(error, job.failures + 1)
-        if disposition.action == "retry":
-            self._outbox.failure(Failure(job.spec.id, job.attempt, disposition.delay_ms, error))
-        else:
+        left_s = None if job.spec.deadline_ms is None else job.spec.deadline_ms / 1000 - time.time()
+        disposition = dispose(error, job.failures + 1, attempt=job.attempt, left_s=left_s)
+        if disposition.action == "fail" or disposition.action == "park":
             self._end(flight, JobState.DEAD if disposition.action == "park" else JobState.FAILED, error)
+            return
+        measures = self._measures(flight, _spoken(flight))
+        self._outbox.failure(
+            Failure(
+                job.spec.id,
+                job.attempt,
+                disposition.delay_ms,
+                error,
+                disposition.action,
+                measures.dump() if measures.usage.total_tokens or measures.cost_usd else b"",
+                measures.cost_usd,
+            )
+        )
 
     def _end(self, flight: _Flight, state: JobState, error: ErrorInfo) -> None:
-        measures = Measures(engine_s=flight.engine_s).dump()
+        measures = self._measures(flight, _spoken(flight)).dump()
         job = flight.job
-        self._outbox.outcome(Outcome(job.spec.id, job.attempt, state, error=error, measures=measures))
+        end: End = "bad" if error.breaker else "neutral"
+        self._outbox.outcome(Outcome(job.spec.id, job.attempt, state, error=error, measures=measures, end=end))
+
+    def _measures(
+        self, flight: _Flight, usage: Usage, first_token_s: float | None = None, engine_s: float | None = None
+    ) -> Measures:
+        price = self._engines[flight.deployment].deployment.price
+        engine_s = flight.engine_s if engine_s is None else engine_s
+        machine = machine_usd(price, engine_s, self._slots)
+        tokens = token_usd(price, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens)
+        return Measures(
+            gate_s=(flight.entered or time.perf_counter()) - flight.began,
+            engine_s=engine_s,
+            first_token_s=first_token_s,
+            usage=usage,
+            cost_usd=tokens + machine,
+            machine_usd=machine,
+            price_version=price.version,
+            served_model=self._served[flight.deployment],
+        )
 
 
-def cost_usd(usage: Usage, price: Price) -> float:
-    """US dollars for what was used; cached input at its own price where there is one."""
-    cached_price = price.input_per_million if price.cached_input_per_million is None else price.cached_input_per_million
-    return (
-        (usage.input_tokens - usage.cached_input_tokens) * price.input_per_million
-        + usage.cached_input_tokens * cached_price
-        + usage.output_tokens * price.output_per_million
-    ) / 1e6
+def _machine_slots(engines: Mapping[str, Engine]) -> int:
+    """What shares the machine's cost: a job that only waits takes nothing of the machine."""
+    return sum(engine.slots for engine in engines.values() if not engine.waits)
+
+
+def _spoken(flight: _Flight) -> Usage:
+    """What an answer that broke off took, as far as can be told from outside: a piece is about a token."""
+    if not flight.pieces:
+        return Usage()
+    return Usage(flight.job.spec.prompt_tokens, flight.pieces, estimated=True)
+
+
+def _told_apart(model: str) -> str:
+    """The model's name; of a file only its own, not where it lies."""
+    return PurePath(model).name if model.startswith("/") else model

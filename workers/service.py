@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,12 @@ from celery.signals import worker_shutting_down
 from celery.utils.log import get_task_logger
 
 from fabric.broker import is_redis, make_app, queue
-from fabric.contracts.catalog import Deployment
+from fabric.contracts.catalog import Catalog, Deployment, PrivacyRules
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.message import TASK
 from workers.consumer import Consumer
 from workers.runtime import Runtime
+from workers.wall import Wall
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,16 @@ def run(
     name: str | None = None,
     grace_s: float = 60.0,
     log_level: str = "INFO",
+    privacy: PrivacyRules | None = None,
+    renewed: Callable[[], Catalog | None] = lambda: None,
 ) -> int:
-    """Runs until SIGTERM or SIGINT; answers the exit status.
+    """Runs until SIGTERM or SIGINT; answers the exit status. ``privacy``: the rules of the labels, until
+    ``renewed`` answers a catalogue with others; without them those of a fabric that nobody has configured.
 
     Raises:
         ConfigError: an engine can't work as configured. Nothing was taken.
     """
-    runtime = Runtime(redis_url, tier, deployments)
+    runtime = Runtime(redis_url, tier, deployments, Wall(privacy or PrivacyRules(), renewed))
     runtime.start()
     app = make_app(broker_url)
     app.conf.task_queues = [queue(d) for d in deployments]

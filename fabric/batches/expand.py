@@ -21,6 +21,7 @@ from fabric.contracts.batch_line import error_line
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import NotFound
 from fabric.contracts.ids import line_job_id
+from fabric.contracts.key import Permissions
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import NewLine
@@ -118,6 +119,7 @@ class _Checker:
     def __init__(self, batch: Batch, catalog: Catalog, limits: Limits) -> None:
         self.count = 0
         self._batch = batch
+        self._permissions = Permissions.load(batch.permissions)
         self._catalog = catalog
         self._limits = limits
         self._seen: set[bytes] = set()
@@ -128,7 +130,7 @@ class _Checker:
             if raw.text is None:
                 raise request_line.too_long(self._limits.line_bytes)
             try:
-                custom_id, _ = request_line.read_line(raw.text, self._batch.endpoint, self._catalog)
+                custom_id, _ = request_line.read_line(raw.text, self._batch.endpoint, self._catalog, self._permissions)
             except BadLine as bad:
                 self._remember(bad.custom_id)
                 raise

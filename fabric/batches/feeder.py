@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -12,11 +14,14 @@ from fabric.batches.request_line import BadLine, read_line, unreadable
 from fabric.batches.shares import Load, shares
 from fabric.batches.storage import Storage
 from fabric.contracts.batch_line import error_line
-from fabric.contracts.catalog import Catalog
+from fabric.contracts.catalog import Catalog, Privacy
 from fabric.contracts.ids import line_job_id
+from fabric.contracts.key import Permissions
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
+from fabric.privacy import screen_of
+from fabric.routing import Denied, admit, label_blocks, policy_hash
 from fabric.store import Store, transitions
 from fabric.store.transitions import NewJob
 
@@ -30,6 +35,10 @@ _TURN_LINES = 512
 #: Bounds of one call of the store: it serves nobody else while it runs.
 _CALL_JOBS = 128
 _CALL_BYTES = 8_000_000
+
+
+#: Told of a line whose label its batch's key has raised: the batch, the label asked for, the label that it got.
+Raised = Callable[[Batch, Privacy, Privacy], object]
 
 
 @dataclass(slots=True)
@@ -48,13 +57,27 @@ class _Call:
 
 class Feeder:
     def __init__(
-        self, store: Store, ledger: Ledger, storage: Storage, catalog: Catalog, *, window: int = WINDOW
+        self,
+        store: Store,
+        ledger: Ledger,
+        storage: Storage,
+        catalog: Catalog,
+        *,
+        window: int = WINDOW,
+        raised: Raised = lambda batch, asked, got: None,
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._storage = storage
-        self._catalog = catalog
+        self.adopt(catalog)
         self._window = window
+        self._raised = raised
+        self._hands = ThreadPoolExecutor(1, "feeder")
+
+    def adopt(self, catalog: Catalog) -> None:
+        """For the lines that are handed over from now on."""
+        self._catalog = catalog
+        self._hash = policy_hash(catalog)
 
     def due(self, running: Sequence[Batch], in_hand: Mapping[str, int]) -> dict[str, int]:
         """Batch -> lines to hand over now."""
@@ -78,22 +101,47 @@ class Feeder:
         if not waiting:
             return False
         file = self._ledger.read(files.find, batch.input_file_id)
-        last, bad, call = batch.fed_until, list[Outcome](), _Call()
+        permissions = Permissions.load(batch.permissions)
+        last, bad = batch.fed_until, list[Outcome]()
         with self._storage.open(file.path if file else batch.input_file_id) as source:
-            for line in waiting:
-                self._put(call, batch, line, source)
-                if call.full or line is waiting[-1]:
-                    if not self._accepted(call.jobs):
-                        break
-                    last, bad, call = call.last, bad + call.bad, _Call()
+            for call in self._handed_over(self._calls(batch, permissions, waiting, source)):
+                last, bad = call.last, bad + call.bad
         return last > batch.fed_until and self._ledger.write(_fed, batch, last, bad)
 
-    def _put(self, call: _Call, batch: Batch, line: WaitingLine, source: BinaryIO) -> None:
+    def _calls(
+        self, batch: Batch, permissions: Permissions, waiting: Sequence[WaitingLine], source: BinaryIO
+    ) -> Iterator[_Call]:
+        call = _Call()
+        for line in waiting:
+            self._put(call, batch, permissions, line, source)
+            if call.full or line is waiting[-1]:
+                yield call
+                call = _Call()
+
+    def _handed_over(self, calls: Iterable[_Call]) -> Iterator[_Call]:
+        """The calls that the store took all of. While it takes one, the next one's lines are read."""
+        under_way: tuple[_Call, Future[bool]] | None = None
+        try:
+            for call in calls:
+                if under_way is not None:
+                    earlier, taken = under_way
+                    if not taken.result():
+                        return
+                    yield earlier
+                under_way = call, self._hands.submit(self._accepted, call.jobs)
+            if under_way is not None and under_way[1].result():
+                yield under_way[0]
+        finally:
+            if under_way is not None:
+                wait([under_way[1]])
+
+    def _put(self, call: _Call, batch: Batch, permissions: Permissions, line: WaitingLine, source: BinaryIO) -> None:
         call.last = line.line_no
         job_id = line_job_id(batch.id, line.line_no)
         source.seek(line.start)
         try:
-            custom_id, request = read_line(source.read(line.length), batch.endpoint, self._catalog)
+            raw = source.read(line.length)
+            custom_id, request = read_line(raw, batch.endpoint, self._catalog, permissions)
             if custom_id != line.custom_id:
                 raise unreadable()
         except BadLine as bad:
@@ -110,10 +158,24 @@ class Feeder:
             line_no=line.line_no,
             custom_id=custom_id,
             deadline_ms=batch.expires_ms,
+            accepted_under=self._hash,
             default_privacy=self._catalog.privacy.default,
             default_priority="batch",
         )
-        job = NewJob(spec, request.payload())
+        asked = request.options.privacy or self._catalog.privacy.default
+        found = screen_of(self._catalog).screened(spec, request)
+        spec = found.spec
+        if spec.privacy != asked:
+            self._raised(batch, asked, spec.privacy)
+        try:
+            spec = admit(spec, self._catalog, self._hash, time.time_ns() // 1_000_000).spec
+        except Denied as denied:
+            error = error_line(line.custom_id, job_id, line.line_no, denied.info, answered=True)
+            call.bad.append(Outcome(line.line_no, "failed", error=error))
+            return
+        deployments = self._catalog.by_model[spec.model].deployments
+        blocked = label_blocks(spec, deployments, self._catalog.privacy.of(spec.privacy))
+        job = NewJob(spec, found.payload, placeholders=found.placeholders, blocked=blocked)
         call.jobs.append(job)
         call.bytes += len(job.payload)
 

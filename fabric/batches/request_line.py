@@ -9,6 +9,7 @@ import orjson
 
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import EngineError, ErrorInfo, FabricError, InvalidRequest
+from fabric.contracts.key import EVERYTHING, Permissions
 from fabric.contracts.request import InferenceRequest, parse_request
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,9 @@ class BadLine(Exception):
         self.answered = answered
 
 
-def read_line(raw: bytes, endpoint: str, catalog: Catalog) -> tuple[str, InferenceRequest]:
+def read_line(
+    raw: bytes, endpoint: str, catalog: Catalog, permissions: Permissions = EVERYTHING
+) -> tuple[str, InferenceRequest]:
     """The line's ``custom_id`` and its request.
 
     Raises:
@@ -41,7 +44,7 @@ def read_line(raw: bytes, endpoint: str, catalog: Catalog) -> tuple[str, Inferen
     except FabricError as error:
         raise BadLine(error.info, custom_id) from None
     try:
-        request = parse_request(endpoint, line["body"], catalog)
+        request = parse_request(endpoint, line["body"], catalog, permissions)
         if request.stream:
             raise InvalidRequest(
                 "A batch can't stream: leave `stream` out.", param="stream", code="unsupported_parameter"

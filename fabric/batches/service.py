@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from fabric.batches import wake
 from fabric.batches.assemble import assemble, free
 from fabric.batches.expand import Limits, expand
-from fabric.batches.feeder import WINDOW, Feeder
+from fabric.batches.feeder import WINDOW, Feeder, Raised
 from fabric.batches.lease import TERM_MS, Lease
 from fabric.batches.loss import STILL_S, Loss
 from fabric.batches.storage import Storage
@@ -64,8 +64,11 @@ class BatchService:
         still_s: float = STILL_S,
         homecoming_ms: int = HOMECOMING_MS,
         look_s: float = LOOK_S,
+        raised: Raised = lambda batch, asked, got: None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        renewed: Callable[[], Catalog | None] = lambda: None,
     ) -> None:
+        """``renewed``: the catalogue to go on with, when it has changed."""
         self._store = store
         self._ledger = ledger
         self._storage = storage
@@ -74,8 +77,9 @@ class BatchService:
         self._homecoming_ms = homecoming_ms
         self._look_s = look_s
         self._now_ms = now_ms
+        self._renewed = renewed
         self._lease = Lease(store, term_ms=term_ms)
-        self._feeder = Feeder(store, ledger, storage, catalog, window=window)
+        self._feeder = Feeder(store, ledger, storage, catalog, window=window, raised=raised)
         self._loss = Loss(store, ledger, still_s=still_s)
         #: Batches whose files are being read or written.
         self._works = Works()
@@ -123,6 +127,9 @@ class BatchService:
         Raises:
             Unavailable: the ledger or the store is away. Nothing is lost; call again later.
         """
+        if changed := self._renewed():
+            self._catalog = changed
+            self._feeder.adopt(changed)
         unfinished = self._ledger.read(batches.unfinished)
         in_hand = self._ledger.read(lines.in_hand)
         if self._loss.find([batch for batch in unfinished if batch.status == "in_progress"], in_hand):

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import click
 
+from fabric.cli.batch_estimate import estimate_command
 from fabric.cli.output import json_option, local_time, print_json, print_table
 from fabric.contracts.errors import Conflict, FabricError, NotFound
 
@@ -28,6 +29,9 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.group()
 def batch() -> None:
     """Run files of requests: one JSON object a line, as OpenAI's Batch API takes them."""
+
+
+batch.add_command(estimate_command)
 
 
 @batch.command()

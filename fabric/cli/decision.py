@@ -12,7 +12,8 @@ from fabric.cli.output import print_table
 
 def show_decision(decision: Mapping[str, Any]) -> None:
     """``decision``: as the API shows it."""
-    click.echo(f"policy {decision['policy']} (rules {decision['policy_hash']})")
+    rule = f", by {decision['rule']!r}" if decision.get("rule") else ""
+    click.echo(f"policy {decision['policy']}{rule} (rules {decision['policy_hash']})")
     if plan := decision["plan"]:
         print_table(
             ("ORDER", "DEPLOYMENT", "TIER", "SCORE", "COST", "STARTS", "FIRST TOKEN", "DONE", "KNOWN FROM"),

@@ -27,7 +27,13 @@ _COMMANDS = {
     "jobs": ("jobs", "List, show and cancel jobs."),
     "route": ("route", "Show where a request would go, and why."),
     "policy": ("policy", "Check policies, and explain a job's decision."),
+    "usage": ("usage", "Show requests and tokens."),
+    "costs": ("costs", "Show what it cost, and what was saved."),
+    "dlq": ("dlq", "List, show, replay and drop parked jobs."),
     "status": ("status", "Show tiers, workers, slots and what waits."),
+    "keys": ("keys", "Make, list, rotate and revoke API keys."),
+    "audit": ("audit", "Check and export the audit trail."),
+    "verify": ("verify", "Check that a deployment's answers can be relied on."),
     "fit": ("fit", "Say whether a model fits in memory here."),
     "api": ("processes", "Run the HTTP API."),
     "scheduler": ("processes", "Run the scheduler."),
@@ -92,7 +98,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 _HINTS = {
     "unreachable": "start one with `fabric up`, or say with FABRIC_URL where it is",
-    "invalid_api_key": "set FABRIC_API_KEY",
+    "invalid_api_key": "set FABRIC_API_KEY to a key of this fabric; `fabric keys create --tenant NAME` makes one",
+    "insufficient_scope": "`fabric keys create --scope` makes a key with the scope that is missing",
     "model_not_found": "`fabric status` lists what there is",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
@@ -49,7 +50,8 @@ class FabricUp:
         self._command = command
         self._journal = journal
         self._listener = listen.bind(settings.host, settings.port)
-        self._url = listen.url(self._listener)
+        self._tls = settings.tls_cert is not None
+        self._url = listen.url(self._listener, tls=self._tls)
         self._supervisor = Supervisor(journal, _child_environ(environ), backoff=backoff, changed=self._write_run)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._interrupts = 0
@@ -80,7 +82,7 @@ class FabricUp:
         await self._supervisor.run(self._program("migrate"))
         for program in (self._program("scheduler"), self._program("recorder"), *self._workers(), self._api()):
             self._supervisor.start(program)
-        await _ready(self._listener.getsockname())
+        await _ready(self._listener.getsockname(), tls=self._tls)
 
     async def _start_store(self, path: Path) -> None:
         await embedded.clear(path, self._settings.data_dir)
@@ -161,20 +163,28 @@ def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-async def _ready(address: tuple[Any, ...]) -> None:
+async def _ready(address: tuple[Any, ...], *, tls: bool) -> None:
     while True:
-        if await _answers(address):
+        if await _answers(address, tls=tls):
             return
         await asyncio.sleep(_LOOK_S)
 
 
-async def _answers(address: tuple[Any, ...]) -> bool:
+async def _answers(address: tuple[Any, ...], *, tls: bool) -> bool:
     """Whether ``GET /health/ready`` is answered with 200. Waits while nobody serves the socket."""
     with suppress(OSError):
-        reader, writer = await asyncio.open_connection(*address[:2])
+        reader, writer = await asyncio.open_connection(*address[:2], ssl=_unchecked() if tls else None)
         try:
             writer.write(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return b" 200 " in await reader.readline()
         finally:
             writer.close()
     return False
+
+
+def _unchecked() -> ssl.SSLContext:
+    """For a socket that this very process has opened: whose name the certificate bears doesn't matter."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -55,6 +55,10 @@ def show(job_id: str, as_json: bool) -> None:
         reason = (attempt.get("error") or {}).get("message", "")
         where = f"{attempt.get('deployment')} ({attempt.get('tier')})"
         click.echo(f"attempt {attempt.get('number')}: {attempt.get('outcome')} at {where} {reason}".rstrip())
+        for out in (attempt.get("decision") or {}).get("eliminated") or ():
+            click.echo(f"  not {out['deployment']}: {out['reason']} ({out['detail']})")
+    for move in job.get("moves") or ():
+        click.echo(f"moved from {move['from']} to {move['to']} for attempt {move['attempt']}: {_why(move)}")
     for name in ("usage", "decision", "result", "error"):
         if job.get(name):
             click.echo(f"{name}:")
@@ -75,6 +79,10 @@ def cancel(job_ids: tuple[str, ...], as_json: bool) -> None:
         return
     for job in cancelled:
         click.echo(f"{job['id']} {job['state']}")
+
+
+def _why(move: dict[str, Any]) -> str:
+    return move.get("reason") or "there was room"
 
 
 def _place(job: dict[str, Any]) -> str | None:

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 #: Options of a vLLM that the worker starts itself: they mean nothing to one that runs already.
 _FOR_A_CHILD = frozenset(("args", "command", "env", "stop_timeout_s"))
 
+#: How long the doors wait with a changed configuration file, so that no scheduler meets a job of a model that it
+#: doesn't know yet.
+_SCHEDULERS_FIRST_S = 3.0
 #: How long an idle connection stays open: longer than clients keep theirs, so that no request meets a
 #: connection that is just being closed.
 _KEEP_ALIVE_S = 75
@@ -38,16 +41,23 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
     from fabric.cli import listen
 
     settings = begin(config, host=host, port=port)
-    listen.only_loopback(settings.host, allow_open=settings.allow_open)
+    listen.guarded(settings, lambda: listen.any_keys(settings))
     import uvicorn
 
     from fabric.gateway import GatewaySettings, create_app
+    from fabric.settings.secret import secrets_of
+    from fabric.settings.watch import Watch
+
+    cert, key = listen.certificate(settings) or (None, None)
 
     gateway = GatewaySettings(
         catalog=settings.catalog,
         redis_url=settings.redis_url,
         database_url=settings.database_url,
         files_dir=settings.files_dir,
+        watch=Watch(settings, wait_s=_SCHEDULERS_FIRST_S),
+        secrets=secrets_of(settings),
+        may_be_open=settings.allow_open or listen.only_loopback(settings.host),
     )
     app = create_app(gateway)
     listener = listen.bind(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
@@ -61,11 +71,14 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
             log_config=None,
             access_log=False,
             server_header=False,
+            ssl_certfile=cert,
+            ssl_keyfile=key,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
     )
-    log.info("the API listens on %s", listen.url(listener))
+    app.stopping = lambda: server.should_exit
+    log.info("the API listens on %s", listen.url(listener, tls=cert is not None))
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(1)
@@ -76,10 +89,15 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
 def scheduler(config: Path | None) -> None:
     """Run the scheduler."""
     settings = begin(config)
+    from fabric.settings.watch import Watch
     from scheduler import service
 
     service.run(
-        redis_url=settings.redis_url, broker_url=settings.broker_url, catalog=settings.catalog, stop=_stop_on_signals()
+        redis_url=settings.redis_url,
+        broker_url=settings.broker_url,
+        catalog=settings.catalog,
+        stop=_stop_on_signals(),
+        renewed=Watch(settings).look,
     )
 
 
@@ -94,6 +112,7 @@ def worker(tier: str, config: Path | None, name: str | None, model: str | None, 
     settings = begin(config)
     from celery.exceptions import SecurityWarning
 
+    from fabric.settings.watch import Watch
     from workers import service
 
     # Celery warns of root because of pickled messages; ours are JSON and nothing else is accepted.
@@ -109,6 +128,8 @@ def worker(tier: str, config: Path | None, name: str | None, model: str | None, 
         name=name,
         grace_s=settings.drain_s,
         log_level=settings.log_level,
+        privacy=settings.catalog.privacy,
+        renewed=Watch(settings).look,
     )
 
 
@@ -144,24 +165,55 @@ def _attached(deployment: Deployment, url: str) -> Deployment:
 def recorder(config: Path | None) -> None:
     """Run the recorder: from finished jobs to the ledger. It also leads batches from file to file."""
     settings = begin(config)
+    from fabric.accounting import Bookkeeper
     from fabric.batches import wake
     from fabric.batches.service import BatchService
     from fabric.batches.storage import Storage
+    from fabric.cli import boundaries
     from fabric.ledger import Ledger
     from fabric.recorder import Recorder
+    from fabric.settings.secret import secrets_of
+    from fabric.settings.watch import Watch
     from fabric.store import Store
+    from fabric.trail import Trail
 
     stop = _stop_on_signals()
     ledger = Ledger(settings.database_url)
     # Each thread waits on its own connection.
-    recording, feeding = Store(settings.redis_url), Store(settings.redis_url)
-    into_ledger = Recorder(recording, ledger, recorded=lambda: recording(wake.wake()))
-    service = BatchService(feeding, ledger, Storage(settings.files_dir), settings.catalog)
+    recording, feeding, keeping = (Store(settings.redis_url) for _ in range(3))
+    trail = Trail(Ledger(settings.database_url, connections=1), secrets_of(settings), Store(settings.redis_url))
+    into_ledger = Recorder(
+        recording,
+        ledger,
+        catalog=settings.catalog,
+        recorded=lambda: recording(wake.wake()),
+        ended=lambda completion: boundaries.note_blocked(trail, completion),
+    )
+    watch = Watch(settings, wait_s=_SCHEDULERS_FIRST_S)
+    books = Bookkeeper(keeping, ledger, settings.catalog, retention_days=settings.usage_retention_days)
+
+    def renewed() -> Catalog | None:
+        catalog = boundaries.noted_policy(trail, watch.look())
+        if catalog is not None:
+            into_ledger.renew(catalog)
+            books.renew(catalog)
+        return catalog
+
+    service = BatchService(
+        feeding,
+        ledger,
+        Storage(settings.files_dir),
+        settings.catalog,
+        renewed=renewed,
+        raised=lambda batch, asked, got: boundaries.note_raised_line(trail, batch, asked, got),
+    )
     log.info("the recorder is %s", into_ledger.name)
+    boundaries.noted_policy(trail, settings.catalog)
+    trail.start()
     try:
-        _run_together(stop, into_ledger.run, service.run)
+        _run_together(stop, into_ledger.run, service.run, books.run)
     finally:
-        for part in (recording, feeding, ledger):
+        for part in (trail, recording, feeding, keeping, ledger):
             part.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fabric.cli.output import json_option, print_json, print_table
+from fabric.cli.output import json_option, local_time, print_json, print_table
 from fabric.contracts.errors import Unavailable
 
 
@@ -33,6 +33,7 @@ def status(only_url: bool, as_json: bool) -> None:
         print_json({**shown, **({"processes": processes} if processes else {})})
         return
     _print_tiers(shown["data"])
+    _print_config(shown.get("config"))
     if processes:
         click.echo()
         print_table(("PROCESS", "PID", "RESTARTS"), [(n, p["pid"], p["restarts"]) for n, p in processes.items()])
@@ -40,13 +41,28 @@ def status(only_url: bool, as_json: bool) -> None:
 
 def _print_tiers(tiers: Sequence[dict[str, Any]]) -> None:
     print_table(
-        ("TIER", "DEPLOYMENT", "MODEL", "ENGINE", "WORKERS", "SLOTS", "BUSY"),
+        ("TIER", "DEPLOYMENT", "MODEL", "ENGINE", "WORKERS", "SLOTS", "BUSY", "BREAKER"),
         [
-            (tier["tier"], d["name"], d["model"], d["engine"], d["workers"], d["slots"], d["busy"])
+            (tier["tier"], d["name"], d["model"], d["engine"], d["workers"], d["slots"], d["busy"], _breaker(d))
             for tier in tiers
             for d in tier["deployments"]
         ],
     )
+
+
+def _breaker(deployment: dict[str, Any]) -> str:
+    breaker = deployment.get("breaker") or {"state": "closed"}
+    if breaker["state"] != "open":
+        return str(breaker["state"]).replace("_", " ")
+    return f"open until {local_time(breaker['until_ms'] / 1000)} ({breaker['reason']})"
+
+
+def _print_config(config: dict[str, Any] | None) -> None:
+    if config is None:
+        return
+    click.echo(f"\nrules {config['policy_hash']}")
+    if config["problem"]:
+        click.echo(f"the configuration file has changed and doesn't count: {config['problem']}")
 
 
 def _run() -> dict[str, Any] | None:

@@ -27,12 +27,12 @@ def up(config: Path | None, data_dir: Path | None, host: str | None, port: int |
     from fabric.cli.data_dir import hold
     from fabric.cli.fabric_up import FabricUp
     from fabric.cli.journal import Journal
-    from fabric.cli.listen import only_loopback
+    from fabric.cli.listen import any_keys, guarded
     from fabric.settings import load
 
     variables = environ(config=config.absolute() if config else None, data_dir=data_dir, host=host, port=port)
     settings = load(environ=variables)
-    only_loopback(settings.host, allow_open=settings.allow_open)
+    guarded(settings, lambda: any_keys(settings))
     with hold(settings.data_dir):
         journal = Journal(settings.data_dir / "fabric.log", sys.stdout, level=settings.log_level)
 

@@ -10,28 +10,80 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fabric.contracts.batch_api import BATCH_ENGINES, WAITING_ENGINES, BatchApi
+from fabric.contracts.breaker import Breaker
+from fabric.contracts.detector import Detector
 from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
+from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
+from fabric.contracts.terms import PRIVACY_LABELS as PRIVACY_LABELS
+from fabric.contracts.terms import TIERS as TIERS
+from fabric.contracts.terms import Priority as Priority
+from fabric.contracts.terms import Privacy as Privacy
+from fabric.contracts.terms import Tier as Tier
 
-Tier = Literal["cpu", "gpu", "cloud"]
-TIERS: tuple[Tier, ...] = ("cpu", "gpu", "cloud")
-Privacy = Literal["public", "internal", "confidential", "restricted"]
-PRIVACY_LABELS: tuple[Privacy, ...] = ("public", "internal", "confidential", "restricted")
 DataPolicy = Literal["none", "no_training", "zero_retention"]
+#: From weaker to stronger.
+DATA_POLICIES: tuple[DataPolicy, ...] = ("none", "no_training", "zero_retention")
 Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "vision", "logprobs"]
-EngineName = Literal["llamacpp", "vllm", "openai", "anthropic", "mock"]
+EngineName = Literal["llamacpp", "vllm", "openai", "anthropic", "mock", "openai_batch", "anthropic_batch"]
 
 
 class _Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Price(_Value):
-    """US dollars per million tokens."""
+class LongContext(_Value):
+    """The price of a request with more input than ``above_input_tokens``: of all its tokens."""
 
-    input_per_million: float = Field(0.0, ge=0)
-    output_per_million: float = Field(0.0, ge=0)
-    cached_input_per_million: float | None = Field(None, ge=0)
+    above_input_tokens: int = Field(ge=1)
+    input_per_million: float = Field(ge=0, allow_inf_nan=False)
+    output_per_million: float = Field(ge=0, allow_inf_nan=False)
+    cached_input_per_million: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class Price(_Value):
+    """US dollars per million tokens, and per hour of the machine for deployments that run on the operator's own."""
+
+    input_per_million: float = Field(0.0, ge=0, allow_inf_nan=False)
+    output_per_million: float = Field(0.0, ge=0, allow_inf_nan=False)
+    #: Input that the provider has read before; without it, the price of any other input.
+    cached_input_per_million: float | None = Field(None, ge=0, allow_inf_nan=False)
+    #: The part by which work through a provider's batch API is cheaper.
     batch_discount: float = Field(0.0, ge=0, le=1)
+    #: The highest threshold that a request is above counts.
+    long_context: tuple[LongContext, ...] = ()
+    #: A whole worker's; a request pays for the time that it holds one of the worker's slots.
+    machine_usd_per_hour: float = Field(0.0, ge=0, allow_inf_nan=False)
+    #: Where the figures are from, kept with each cost. Of no price at all it is empty.
+    version: str = Field("", max_length=64)
+
+    @model_validator(mode="after")
+    def _thresholds_differ(self) -> Price:
+        thresholds = [step.above_input_tokens for step in self.long_context]
+        if len(set(thresholds)) != len(thresholds):
+            raise ValueError("two steps of `long_context` have the same `above_input_tokens`")
+        return self
+
+
+class TierCost(_Value):
+    """What an hour of a worker of one tier costs, busy or idle."""
+
+    watts: float = Field(0.0, ge=0, allow_inf_nan=False)  #: drawn under load
+    usd_per_kwh: float = Field(0.0, ge=0, allow_inf_nan=False)
+    #: Amortisation, rent, room: all but the power.
+    usd_per_hour: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def machine_usd_per_hour(self) -> float:
+        return self.usd_per_hour + self.watts / 1000 * self.usd_per_kwh
+
+
+class Baseline(_Value):
+    """What all work is compared with: a model of a provider, as the price list knows it, or a price."""
+
+    model: str = Field(min_length=1, max_length=128)
+    provider: str | None = Field(None, min_length=1, max_length=64)
+    price: Price | None = None
 
 
 class Deployment(_Value):
@@ -53,13 +105,33 @@ class Deployment(_Value):
     region: str = "local"
     data_policy: DataPolicy = "none"
     quality: float = Field(0.5, ge=0, le=1)
+    #: When it counts as sick, and how many retries it gets. What isn't set here is as for all.
+    breaker: Breaker = Breaker()
     options: dict[str, Any] = Field(default_factory=dict)
+    #: Send what may wait to the provider's batch API, too: a second place beside this one
+    #: (``fabric.settings.batch_apis``).
+    batch_api: BatchApi | None = None
+
+    @model_validator(mode="after")
+    def _has_a_batch_api(self) -> Deployment:
+        if self.batch_api is not None and self.engine not in (*BATCH_ENGINES, *WAITING_ENGINES):
+            raise ValueError(f"`batch_api` is for the engines {', '.join(BATCH_ENGINES)}; {self.engine} has none")
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_the_key(self) -> Deployment:
         if self.api_key_env and self.api_key_file:
             raise ValueError("set only one of `api_key_env` and `api_key_file`")
         return self
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a provider's batch API: what is sent there comes home whole, in minutes or hours."""
+        return self.engine in WAITING_ENGINES
+
+    def takes(self, priority: Priority) -> bool:
+        """Whether jobs of that class may run there at all."""
+        return priority == "batch" or not self.waits
 
     @property
     def queue(self) -> str:
@@ -94,6 +166,14 @@ class Model(_Value):
             named.append(deployment)
         return {**data, "deployments": named}
 
+    def taking(self, priority: Priority) -> tuple[Deployment, ...]:
+        """The deployments where jobs of that class may run at all."""
+        return self.deployments if priority == "batch" else self._at_once
+
+    @cached_property
+    def _at_once(self) -> tuple[Deployment, ...]:
+        return tuple(deployment for deployment in self.deployments if not deployment.waits)
+
 
 class PrivacyRule(_Value):
     """Where jobs of one label may run."""
@@ -103,6 +183,24 @@ class PrivacyRule(_Value):
     data_policy: DataPolicy = "none"
     redact: bool = False
 
+    def narrowed(self, other: PrivacyRule) -> PrivacyRule:
+        """What both permit."""
+        if other == self:
+            return self
+        regions = self.regions if other.regions is None else other.regions
+        if self.regions is not None and other.regions is not None:
+            regions = tuple(region for region in self.regions if region in other.regions)
+        return PrivacyRule(
+            tiers=tuple(tier for tier in self.tiers if tier in other.tiers),
+            regions=regions,
+            data_policy=max(self.data_policy, other.data_policy, key=DATA_POLICIES.index),
+            redact=self.redact or other.redact,
+        )
+
+
+#: Of a job that came in under rules that nobody knows any more: nothing leaves the operator's machines.
+AT_HOME = PrivacyRule(tiers=("cpu", "gpu"))
+
 
 class PrivacyRules(_Value):
     default: Privacy = "internal"
@@ -110,6 +208,8 @@ class PrivacyRules(_Value):
     internal: PrivacyRule = PrivacyRule(tiers=TIERS)
     confidential: PrivacyRule = PrivacyRule(tiers=TIERS, data_policy="zero_retention", redact=True)
     restricted: PrivacyRule = PrivacyRule(tiers=("cpu", "gpu"))
+    #: What finds in texts do. Without any no label is raised; ``redact: true`` replaces what is built in.
+    detectors: tuple[Detector, ...] = ()
 
     def of(self, label: Privacy) -> PrivacyRule:
         rule: PrivacyRule = getattr(self, label)
@@ -124,6 +224,16 @@ class Catalog(_Value):
     #: The configured ones; ``by_policy`` has the built-in ones, too.
     policies: dict[PolicyName, Policy] = Field(default_factory=dict)
     default_policy: str = DEFAULT_POLICY
+    #: What hours of workers cost, by tier; a deployment's own ``machine_usd_per_hour`` goes before it.
+    tiers: dict[Tier, TierCost] = Field(default_factory=dict)
+    #: What savings are counted against where no hosted deployment of the same model is permitted.
+    baseline: Baseline | None = None
+    #: In order: the first that matches counts.
+    rules: tuple[Rule, ...] = ()
+    #: Of the requests, for rules to read.
+    rule_headers: RuleHeaders = ()
+    #: Whose clock rules read.
+    rule_timezone: ZoneName = "UTC"
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Catalog:

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fabric.contracts.job import JobSpec, Measures
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierAttempt:
+    """A try that ended without ending the job. Times are milliseconds since the epoch on the store's clock."""
+
+    number: int
+    deployment: str | None
+    tier: str | None
+    worker: str | None
+    outcome: str  #: ``dead``: the job was parked and replayed; anything else: it went on by itself
+    dispatched_ms: int | None
+    claimed_ms: int | None
+    ended_ms: int
+    measures: Measures
+    error: dict[str, Any] | None
+    policy_hash: str | None = None  #: of the rules that it was decided under
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +30,8 @@ class Completion:
     """One job's end. Times are milliseconds since the epoch on the store's clock.
 
     ``result`` and ``error`` are JSON bytes; ``result`` is present for batch lines only (other
-    results stay in the job record until they expire).
+    results stay in the job record until they expire). ``earlier``: the tries before the last one,
+    oldest first.
     """
 
     entry_id: str
@@ -29,3 +48,11 @@ class Completion:
     measures: Measures
     result: bytes | None
     error: bytes | None
+    earlier: tuple[EarlierAttempt, ...] = ()
+    placeholders: bytes = b""  #: in ``result``: ``fabric.contracts.payload``
+
+    @property
+    def late(self) -> bool:
+        """Not an end, but what a provider charged for an attempt after it had been given up: ``attempt`` is that
+        one's number below zero."""
+        return self.attempt < 0

@@ -59,6 +59,8 @@ class Decision:
     policy_hash: str
     plan: tuple[Scored, ...]
     eliminated: tuple[Elimination, ...]
+    #: The rule that had its say in it.
+    rule: str | None = None
 
     @property
     def chosen(self) -> Scored | None:
@@ -78,4 +80,5 @@ class Decision:
             policy_hash=values["policy_hash"],
             plan=tuple(Scored(**p) for p in values["plan"]),
             eliminated=tuple(Elimination(**e) for e in values["eliminated"]),
+            rule=values.get("rule"),
         )

@@ -2,8 +2,11 @@
 
     queued ──dispatch──▶ dispatched ──claim──▶ running ──commit──▶ succeeded | failed | cancelled
       ▲                      │                    │
-      └──────requeue─────────┴────────fail────────┘          queued ──▶ expired | cancelled
+      └──────requeue─────────┴────────fail────────┘          queued ──▶ expired | cancelled | failed | dead
                                                   └─park──▶ dead ──replay──▶ queued
+
+A job that is out of tries at one deployment waits in its tier's dead-letter queue for its next place: that is
+``queued``, too.
 
 ``fabric/store/scripts`` holds one Lua script per arrow; ``TRANSITIONS`` is the same picture as a
 table, and the store's tests check the scripts against it.
@@ -13,16 +16,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from fabric.contracts.catalog import Privacy
-
-Priority = Literal["interactive", "standard", "batch"]
-PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
-ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+from fabric.contracts.terms import ENDPOINTS as ENDPOINTS
+from fabric.contracts.terms import PRIORITIES as PRIORITIES
+from fabric.contracts.terms import Endpoint as Endpoint
+from fabric.contracts.terms import Priority as Priority
+from fabric.contracts.terms import Privacy, Tier
 
 #: How long a job of each class may wait before it counts as overdue, in milliseconds: the due
 #: time of a job without a deadline. Smaller goes first inside a class.
@@ -90,9 +92,19 @@ class JobSpec:
     needs: tuple[str, ...] = ()  #: capabilities that a deployment must have
     prompt_tokens: int = 0  #: estimate
     max_output_tokens: int | None = None
+    answers: int = 1  #: that are asked for: each may take ``max_output_tokens``
     batch_id: str | None = None
     line_no: int | None = None
     custom_id: str | None = None
+    deployment: str | None = None  #: runs there or nowhere
+    allowed_tiers: tuple[Tier, ...] = ()  #: by the key; empty: all
+    allowed_regions: tuple[str, ...] = ()  #: by the key; empty: all
+    entities: tuple[str, ...] = ()  #: names of what detectors found in the text, never the text
+    raised_from: Privacy | None = None  #: the label that detectors found too weak
+    redacted: bool = False  #: the part of the payload for the cloud tier holds nothing that its label hides from it
+    headers: tuple[tuple[str, str], ...] = ()  #: those that the operator lets rules read
+    shadow_of: str | None = None  #: the job that this one repeats, for nobody to read
+    accepted_under: str | None = None  #: names the privacy rules that hold for it whatever comes later
 
     @property
     def lane(self) -> str:
@@ -108,9 +120,11 @@ class JobSpec:
     @classmethod
     def load(cls, data: bytes | str) -> JobSpec:
         values = orjson.loads(data)
-        for name in ("tags", "needs"):
+        for name in ("tags", "needs", "allowed_tiers", "allowed_regions", "entities"):
             if name in values:
                 values[name] = tuple(values[name])
+        if "headers" in values:
+            values["headers"] = tuple(map(tuple, values["headers"]))
         return cls(**values)
 
 
@@ -122,12 +136,13 @@ for _required in ("id", "endpoint", "model"):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine reported them. ``cached_input`` is a part of ``input``."""
+    """Tokens as the engine reported them. ``cached_input`` is a part of ``input``, ``reasoning`` of ``output``."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_input_tokens: int = 0
     reasoning_tokens: int = 0
+    estimated: bool = False  #: counted here, because the engine didn't say
 
     @property
     def total_tokens(self) -> int:
@@ -138,10 +153,13 @@ class Usage:
 class Measures:
     """What a worker measured of one attempt. Times in seconds, on the worker's own clock."""
 
+    gate_s: float = 0.0  #: waiting for one of the worker's slots
     engine_s: float = 0.0
     first_token_s: float | None = None
     usage: Usage = field(default_factory=Usage)
-    cost_usd: float = 0.0
+    cost_usd: float = 0.0  #: all of it
+    machine_usd: float = 0.0  #: the part of it that is time on the operator's own machines
+    price_version: str = ""
     served_model: str = ""
 
     def dump(self) -> bytes:
@@ -149,9 +167,10 @@ class Measures:
 
     @classmethod
     def load(cls, data: bytes | str | None) -> Measures:
-        if not data:
-            return cls()
-        values = orjson.loads(data)
+        return cls.of(orjson.loads(data)) if data else cls()
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Measures:
         values["usage"] = Usage(**values["usage"])
         return cls(**values)
 
@@ -164,8 +183,10 @@ class Attempt:
     deployment: str
     tier: str
     worker: str | None
-    outcome: str  #: an end state, or ``requeued``
+    outcome: str  #: an end state, ``requeued``, or ``exhausted``: no further try at this deployment
     dispatched_ms: int | None
     claimed_ms: int | None
     ended_ms: int | None
     error: dict[str, Any] | None = None
+    measures: dict[str, Any] | None = None  #: as ``Measures``, where it took something
+    decision: dict[str, Any] | None = None  #: that sent it there

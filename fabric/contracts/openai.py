@@ -82,6 +82,8 @@ class FabricOptions(Shape):
 
     privacy: Privacy | None = None
     policy: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
+    #: Runs there or nowhere: every other rule holds, and there is no fallback.
+    deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] | None = None
     deadline_s: Annotated[float, Field(gt=0, le=2_592_000)] | None = None
     max_cost_usd: Annotated[float, Field(ge=0)] | None = None
     priority: Priority | None = None

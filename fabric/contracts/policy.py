@@ -49,6 +49,8 @@ class Policy(_Value):
     #: US dollars that an answer may cost at worst.
     max_cost_usd: float | None = Field(None, ge=0, allow_inf_nan=False)
     weights: Weights | None = None
+    #: Whether a request that one provider's content filter refused may be shown to another place.
+    fall_back_on_refusal: bool = False
 
     @model_validator(mode="after")
     def _weights_are_for_weighted(self) -> Policy:

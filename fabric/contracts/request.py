@@ -16,8 +16,9 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from fabric.contracts.catalog import Catalog, Privacy
-from fabric.contracts.errors import InvalidRequest, ModelNotFound
+from fabric.contracts.errors import InvalidRequest, ModelNotFound, ModelNotPermitted
 from fabric.contracts.job import ENDPOINTS, Endpoint, JobSpec, Priority
+from fabric.contracts.key import EVERYTHING, Permissions
 from fabric.contracts.openai import (
     UNSUPPORTED,
     ChatCompletionRequest,
@@ -60,6 +61,7 @@ class InferenceRequest:
     needs: tuple[str, ...]  #: capabilities that a deployment must have
     prompt_tokens: int  #: estimate
     max_output_tokens: int | None
+    permissions: Permissions = EVERYTHING  #: of the key that asks
 
     def spec(
         self,
@@ -71,11 +73,12 @@ class InferenceRequest:
         line_no: int | None = None,
         custom_id: str | None = None,
         deadline_ms: int | None = None,
+        accepted_under: str | None = None,
         default_privacy: Privacy = "internal",
         default_priority: Priority = "interactive",
     ) -> JobSpec:
         """``deadline_ms`` (epoch) bounds the caller's own ``deadline_s``, which counts from now."""
-        options = self.options
+        options, permissions = self.options, self.permissions
         deadlines = [] if deadline_ms is None else [deadline_ms]
         if options.deadline_s is not None:
             deadlines.append(int((time.time() + options.deadline_s) * 1000))
@@ -85,7 +88,7 @@ class InferenceRequest:
             model=self.model,
             tenant=tenant,
             key_id=key_id,
-            privacy=options.privacy or default_privacy,
+            privacy=permissions.label(options.privacy or default_privacy),
             priority=options.priority or default_priority,
             policy=options.policy,
             deadline_ms=min(deadlines, default=None),
@@ -95,9 +98,14 @@ class InferenceRequest:
             needs=self.needs,
             prompt_tokens=self.prompt_tokens,
             max_output_tokens=self.max_output_tokens,
+            answers=_answers(self.body),
             batch_id=batch_id,
             line_no=line_no,
             custom_id=custom_id,
+            deployment=options.deployment,
+            accepted_under=accepted_under,
+            allowed_tiers=permissions.tiers or (),
+            allowed_regions=permissions.regions or (),
         )
 
     def payload(self) -> bytes:
@@ -105,13 +113,15 @@ class InferenceRequest:
         return orjson.dumps({"endpoint": self.endpoint, "body": self.body, "stream": self.stream})
 
 
-def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog) -> InferenceRequest:
+def parse_request(
+    endpoint: str, body: bytes | dict[str, Any], catalog: Catalog, permissions: Permissions = EVERYTHING
+) -> InferenceRequest:
     """Checks a body for one of the three inference endpoints.
 
     Raises:
-        InvalidRequest: not JSON, not an object, or a field is wrong (also a policy that isn't there);
+        InvalidRequest: not JSON, not an object, or a field is wrong (also a policy or deployment that isn't there);
             ``param`` names it.
-        ModelNotFound: the catalogue has no such model.
+        ModelNotFound: the catalogue has no such model, or none for this key.
     """
     adapter = _ADAPTERS.get(endpoint)
     if adapter is None:
@@ -122,14 +132,19 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
         request = adapter.validate_python(raw)
     except ValidationError as error:
         raise refusal(error, raw) from None
-    if request.model not in catalog.by_model:
-        raise ModelNotFound(
-            f"The model `{request.model}` doesn't exist here. GET /v1/models lists those that do.", param="model"
-        )
+    permitted = permissions.permits(request.model)
+    if request.model not in catalog.by_model or not permitted:
+        message = f"The model `{request.model}` doesn't exist here. GET /v1/models lists those that do."
+        raise ModelNotFound(message, param="model") if permitted else ModelNotPermitted(message, request.model)
     options = request.fabric or _NO_OPTIONS
     if options.policy is not None and options.policy not in catalog.by_policy:
         message = f"There is no such policy; there are {', '.join(sorted(catalog.by_policy))}."
         raise InvalidRequest(message, param="fabric.policy", code="unknown_policy")
+    if options.deployment is not None:
+        known = [deployment.name for deployment in catalog.by_model[request.model].deployments]
+        if options.deployment not in known:
+            message = f"`{request.model}` has no such deployment; it has {', '.join(known)}."
+            raise InvalidRequest(message, param="fabric.deployment", code="unknown_deployment")
     streams = not isinstance(request, EmbeddingRequest) and bool(request.stream)
     stream_options = None if isinstance(request, EmbeddingRequest) else request.stream_options
     return InferenceRequest(
@@ -142,6 +157,7 @@ def parse_request(endpoint: str, body: bytes | dict[str, Any], catalog: Catalog)
         needs=_needs(endpoint, raw),
         prompt_tokens=_prompt_tokens(raw),
         max_output_tokens=raw.get("max_completion_tokens") or raw.get("max_tokens"),
+        permissions=permissions,
     )
 
 
@@ -157,6 +173,13 @@ def json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
     return raw
+
+
+def _answers(body: dict[str, Any]) -> int:
+    """How many answers one body asks for: ``n`` of each prompt."""
+    prompts = body.get("prompt")
+    several = len(prompts) if isinstance(prompts, list) and not isinstance(prompts[0], int) else 1
+    return int(body.get("n") or 1) * several
 
 
 def _needs(endpoint: str, raw: dict[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -21,6 +21,10 @@ class WorkerInfo:
     capacity: dict[str, int]  #: deployment -> jobs that this worker wants to hold
     running: dict[str, int]  #: deployment -> jobs held now
     draining: bool = False
+    #: Deployment -> tokens of prompt and answer that its engine was really loaded with, where it says so.
+    context: dict[str, int] = field(default_factory=dict)
+    #: Deployment -> ``loaded``, ``loading``, ``evicted`` (its model comes into memory when it is asked for), ``away``.
+    states: dict[str, str] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         return orjson.dumps(self)

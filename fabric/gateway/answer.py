@@ -51,7 +51,8 @@ class Ending:
             attempt=attempt["number"],
             tier=attempt["tier"] or "none",
             deployment=attempt["deployment"] or "none",
-            cost_usd=measures.get("cost_usd", 0.0),
+            # Of the last attempt, and of those before it.
+            cost_usd=measures.get("cost_usd", 0.0) + values.get("spent_usd", 0.0),
             queue_ms=(attempt["claimed_ms"] or attempt["ended_ms"]) - values["accepted_ms"],
             usage=measures.get("usage", {}),
             accepted_ms=values["accepted_ms"],
@@ -59,10 +60,13 @@ class Ending:
         )
 
     def headers(self, job_id: str) -> list[tuple[bytes, bytes]]:
-        return [
+        headers = [
             *placement(job_id, self.tier, self.deployment, self.attempt, self.queue_ms),
             (b"x-fabric-cost-usd", _decimal(self.cost_usd)),
         ]
+        if self.error is not None:
+            headers.append((b"x-fabric-fault", self.error.fault.encode()))
+        return headers
 
 
 def placement(job_id: str, tier: str, deployment: str, attempt: int, queue_ms: int) -> list[tuple[bytes, bytes]]:

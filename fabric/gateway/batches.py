@@ -75,6 +75,7 @@ async def create(request: Request, caller: Identified, gateway: Here) -> Respons
         expires_ms=expires_ms(asked.completion_window, now_ms),
         idempotency_key=key or None,
         fingerprint=fingerprint(asked.model_dump()) if key else None,
+        permissions=caller.permissions.dump(),
     )
     batch, created = await gateway.ledger.write(_create, new, gateway.settings.line_limit)
     if created:

@@ -23,6 +23,13 @@ _ERROR = {
 #: Schemas that are not pydantic models.
 SCHEMAS: dict[str, Any] = {"Error": _ERROR}
 
+SECURITY: dict[str, Any] = {
+    "key": {"type": "http", "scheme": "bearer", "description": "Once there are keys; `fabric keys create` makes one."}
+}
+SECURED: list[dict[str, list[str]]] = [{"key": []}]
+#: Of a route that anybody may ask, keys or not.
+FOR_ALL: dict[str, Any] = {"security": []}
+
 IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -58,9 +65,9 @@ def answers(description: str, media_type: str = "application/json", status: int 
     return {status: {"description": description, "content": {media_type: {"schema": schema}}}}
 
 
-def takes(name: str, *, idempotent: bool = False) -> dict[str, Any]:
+def takes(name: str, *, idempotent: bool = False, required: bool = True) -> dict[str, Any]:
     """A route that reads its JSON body itself. ``name``: of the body's schema."""
-    extra: dict[str, Any] = {"requestBody": {"required": True, "content": json_content(ref(name))}}
+    extra: dict[str, Any] = {"requestBody": {"required": required, "content": json_content(ref(name))}}
     if idempotent:
         extra["parameters"] = [IDEMPOTENCY_KEY]
     return extra

@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fabric.contracts.errors import ErrorInfo, FabricError, InvalidRequest, NotFound, Unavailable, where
+from fabric.contracts.errors import (
+    ErrorInfo,
+    FabricError,
+    InvalidRequest,
+    NotAuthenticated,
+    NotFound,
+    Unavailable,
+    where,
+)
 from fabric.contracts.refusal import refusal
 from fabric.gateway.body import ClientGone
 from fabric.gateway.metrics import Metrics
@@ -26,6 +34,9 @@ log = logging.getLogger(__name__)
 #: What nginx calls a request whose client didn't wait for the answer.
 _CLIENT_CLOSED = 499
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+#: What RFC 9110 asks of every 401.
+_CHALLENGE: tuple[Header, ...] = ((b"www-authenticate", b'Bearer realm="fabric"'),)
 
 INTERNAL = FabricError("Something went wrong inside the fabric. Its log says more.").info
 STOPPING = Unavailable(
@@ -78,7 +89,7 @@ class Edge:
 
     def _told(self, error: Exception, scope: Scope) -> tuple[ErrorInfo, Iterable[Header]]:
         if isinstance(error, FabricError):
-            return error.info, ()
+            return error.info, _CHALLENGE if isinstance(error, NotAuthenticated) else ()
         if isinstance(error, JobError):
             return error.info, error.headers
         # The text of an unforeseen error may quote a prompt: only its kind is told.

@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
 from starlette.requests import Request
 
 from fabric.batches.storage import Storage
+from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
+from fabric.gateway.admission import Shadows
+from fabric.gateway.configuration import Configuration
 from fabric.gateway.intake import Intake
+from fabric.gateway.keyring import Keyring
 from fabric.gateway.ledger_threads import LedgerThreads
 from fabric.gateway.listener import Listener
 from fabric.gateway.metrics import Metrics
+from fabric.gateway.outlook import Outlook
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
+from fabric.ledger import Ledger
 from fabric.routing import policy_hash
-from fabric.store import AsyncStore, Command
+from fabric.store import AsyncStore, Command, Store
+from fabric.trail import Trail
 
 T = TypeVar("T")
 
@@ -37,28 +44,51 @@ class Gateway:
         self.policy_hash = policy_hash(settings.catalog)
         self.started_s = int(time.time())
         self.metrics = Metrics()
+        self.configuration = Configuration(self, settings.watch)
         self.store = AsyncStore(settings.redis_url, timeout_s=settings.store_timeout_s)
         self.listener = Listener(self.store, settings.redis_url, new_id("gateway"))
         self.intake = Intake(
             self.store, self.metrics, live_limit=settings.live_limit, timeout_s=settings.store_timeout_s
         )
+        self.outlook = Outlook(self)
+        self.shadows = Shadows(self.intake)
         self.waiters = Waiters(self.store, self.listener.channel, return_s=settings.return_s)
         self.ledger = LedgerThreads(settings.database_url)
+        self.trail = Trail(
+            Ledger(settings.database_url, connections=1),
+            settings.secrets,
+            Store(settings.redis_url, timeout_s=settings.store_timeout_s),
+        )
+        self.keyring = Keyring(
+            self.ledger, settings.secrets, first_use=self.trail.first_use, may_be_open=settings.may_be_open
+        )
         self.storage = Storage(settings.files_dir)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hears events while it is open. The store and the ledger may be away: readiness says so."""
-        listening = asyncio.create_task(self.listener.run(), name="listener")
+        self.trail.start()
+        running = [
+            asyncio.create_task(self.listener.run(), name="listener"),
+            asyncio.create_task(self.keyring.run(), name="keyring"),
+            asyncio.create_task(self.configuration.run(), name="configuration"),
+        ]
         try:
             yield
         finally:
             await self.waiters.close()
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            await self.shadows.close()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.to_thread(self.trail.close)
             await self.store.close()
             self.ledger.close()
+
+    def adopt(self, catalog: Catalog) -> None:
+        """For requests from now on. Those that are accepted keep the privacy rules that they came in under."""
+        self.catalog = catalog
+        self.policy_hash = policy_hash(catalog)
 
     async def ask(self, command: Command[T]) -> T:
         """A call to the store that answers soon, one way or the other.

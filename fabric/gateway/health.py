@@ -13,11 +13,11 @@ from fabric.contracts.catalog import TIERS
 from fabric.contracts.errors import Unavailable
 from fabric.gateway import describe
 from fabric.gateway.gateway import Gateway, Here
-from fabric.gateway.job_object import parked_queue
+from fabric.gateway.job_object import MESSAGES, parked_queue
 from fabric.gateway.metrics import CONTENT_TYPE, Snapshot
 from fabric.gateway.queueing import backlog_s
 from fabric.gateway.responses import Json
-from fabric.store import reads, transitions
+from fabric.store import bad_messages, counts, reads, transitions
 
 router = APIRouter(tags=["operations"], default_response_class=Json)
 
@@ -27,7 +27,12 @@ _COUNTED = 10_000
 _CHUNK = 500
 
 
-@router.get("/health/live", summary="Whether the process answers", responses=describe.answers("It does."))
+@router.get(
+    "/health/live",
+    summary="Whether the process answers",
+    responses=describe.answers("It does."),
+    openapi_extra=describe.FOR_ALL,
+)
 async def live() -> Response:
     return Json({"status": "ok"})
 
@@ -36,6 +41,7 @@ async def live() -> Response:
     "/health/ready",
     summary="Whether requests can be taken",
     responses={**describe.answers("They can."), **describe.answers("They can't: `parts` says why.", status=503)},
+    openapi_extra=describe.FOR_ALL,
 )
 async def ready(gateway: Here) -> Response:
     """The store answers, its events arrive, and the ledger answers."""
@@ -68,13 +74,22 @@ async def metrics(gateway: Here) -> Response:
 
 
 async def _snapshot(gateway: Gateway) -> Snapshot:
-    room, fenced, pace_s = await asyncio.gather(
-        gateway.ask(transitions.room()), gateway.ask(reads.fenced_count()), gateway.ask(reads.pace())
+    room, fenced, pace_s, blocks, fallbacks, totals = await asyncio.gather(
+        gateway.ask(transitions.room()),
+        gateway.ask(reads.fenced_count()),
+        gateway.ask(reads.pace()),
+        gateway.ask(reads.label_blocks()),
+        gateway.ask(reads.fallbacks()),
+        gateway.ask(counts.totals()),
     )
     catalog = gateway.catalog
     tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
     waits = {tier: backlog_s(tier, catalog, room, pace_s) for tier in tiers}
-    return Snapshot(room, await _parked(gateway), fenced, waits)
+    dead = await _parked(gateway)
+    dead.update({f"fabric.{tier}.dead": jobs for tier, jobs in room.dead.items()})
+    if unreadable := await gateway.ask(bad_messages.kept_count()):
+        dead[MESSAGES] = unreadable
+    return Snapshot(room, dead, fenced, waits, blocks, fallbacks, sorted(catalog.by_deployment), totals)
 
 
 async def _parked(gateway: Gateway) -> Counter[str]:

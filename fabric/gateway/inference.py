@@ -17,18 +17,23 @@ from starlette.types import Receive, Scope, Send
 
 from fabric.contracts.errors import Conflict, DeadlineExceeded, ErrorInfo, FabricError, NotFound, Unavailable
 from fabric.contracts.job import Endpoint
-from fabric.contracts.request import InferenceRequest, parse_request
+from fabric.contracts.request import InferenceRequest
 from fabric.gateway import sse
+from fabric.gateway.access import INFERENCE, require
+from fabric.gateway.admission import admitted
 from fabric.gateway.answer import Chunks, Ending, packed, placement, whole
 from fabric.gateway.body import ClientGone, read_body
-from fabric.gateway.caller import identify
+from fabric.gateway.caller import Caller
 from fabric.gateway.edge import STOPPING
 from fabric.gateway.follow import Event, Follow
 from fabric.gateway.gateway import Gateway
 from fabric.gateway.listener import ACCEPTED
 from fabric.gateway.presence import Presence
 from fabric.gateway.responses import Header, JobError, send_json
-from fabric.gateway.submission import idempotency_key, new_job
+from fabric.gateway.restoring import Restoring
+from fabric.gateway.screening import screened
+from fabric.gateway.submission import idempotency_key, new_job, parsed
+from fabric.store import reads
 from fabric.store.transitions import NewJob
 
 #: How long the end of a job may come after its deadline: whoever stops it has to notice first.
@@ -43,30 +48,46 @@ class Inference:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = time.perf_counter()
         headers = Headers(scope=scope)
+        caller = await self._gateway.keyring.caller(headers)
+        require(caller, INFERENCE)
         body = await read_body(receive, headers, self._gateway.settings.body_limit_bytes)
-        visit = self._visit(headers, body, send, arrived)
+        visit = await self._visit(headers, body, caller, send, arrived)
         del body
         await visit.run(receive)
 
-    def _visit(self, headers: Headers, body: bytes, send: Send, arrived: float) -> _Visit:
+    async def _visit(self, headers: Headers, body: bytes, caller: Caller, send: Send, arrived: float) -> _Visit:
         gateway = self._gateway
+        # Of one moment: another file may count while a long text is searched.
+        catalog, hash_ = gateway.catalog, gateway.policy_hash
         key = idempotency_key(headers)
-        request = parse_request(self._endpoint, body, gateway.catalog)
+        request = parsed(self._endpoint, body, catalog, caller, gateway.trail)
         job = new_job(
             request,
-            identify(headers),
+            caller,
             key,
-            privacy=gateway.catalog.privacy.default,
+            privacy=catalog.privacy.default,
             watcher=gateway.listener.channel,
+            accepted_under=hash_,
+            trail=gateway.trail,
         )
-        return _Visit(gateway, request, job, send, arrived)
+        job = await screened(job, request, catalog, caller, gateway.trail)
+        job, shadow = admitted(job, headers, catalog, hash_)
+        return _Visit(gateway, request, job, shadow, send, arrived)
 
 
 class _Visit:
     """One request, from its job's acceptance to the last byte of the answer. It doesn't keep the prompt
     while it waits."""
 
-    def __init__(self, gateway: Gateway, request: InferenceRequest, job: NewJob, send: Send, arrived: float) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        request: InferenceRequest,
+        job: NewJob,
+        shadow: NewJob | None,
+        send: Send,
+        arrived: float,
+    ) -> None:
         self._gateway = gateway
         self._send = send
         self._arrived = arrived
@@ -74,10 +95,12 @@ class _Visit:
         self._model = request.model
         self._usage = request.include_usage
         self._base64 = request.body.get("encoding_format") == "base64"
-        self._deadline_s = request.options.deadline_s
+        self._deadline_ms = job.spec.deadline_ms
+        self._shadow = shadow
         self._streams = request.stream
         self._keyed = bool(job.idempotency_key)
         self._job: NewJob | None = job
+        self._restoring = Restoring(job.placeholders)
         #: An earlier request's for a repeated idempotency key.
         self._job_id = job.spec.id
 
@@ -99,9 +122,9 @@ class _Visit:
                 raise
 
     def _timeout_s(self) -> float:
-        if self._deadline_s is None:
+        if self._deadline_ms is None:
             return self._gateway.settings.request_timeout_s
-        return self._deadline_s + _DEADLINE_GRACE_S
+        return self._deadline_ms / 1000 - time.time() + _DEADLINE_GRACE_S
 
     async def _begin(self, stack: ExitStack) -> tuple[Follow, bool]:
         """Has the job accepted and follows it; whether it is an earlier request's job.
@@ -115,12 +138,17 @@ class _Visit:
         follow = stack.enter_context(listener.follow(self._job_id, after=ACCEPTED, final_only=final_only))
         if self._keyed:
             stack.enter_context(waiters.waiting(self._job_id))
+        await self._gateway.outlook.check(job.spec)
         known = await self._gateway.intake.accept(job)
         del job
         if known == self._job_id:
+            if self._shadow is not None:
+                self._gateway.shadows.send(self._shadow)
+                self._shadow = None
             listener.confirm(follow)
             return follow, False
         self._job_id = known
+        self._restoring = Restoring(await self._gateway.ask(reads.placeholders(known)))
         stack.enter_context(waiters.waiting(known))
         follow = stack.enter_context(listener.follow(known, final_only=final_only))
         try:
@@ -140,7 +168,7 @@ class _Visit:
             raise JobError(ending.error, headers)
         if event.result is None:
             raise Unavailable("The answer is gone from the store; send the request again.")
-        result = packed(event.result) if self._base64 else event.result
+        result = packed(event.result) if self._base64 else self._restoring.result(event.result)
         body = whole(self._endpoint, self._job_id, self._model, ending.accepted_ms // 1000, result)
         await send_json(self._send, 200, body, headers)
 
@@ -150,7 +178,7 @@ class _Visit:
         chunks: Chunks | None = None
         try:
             while True:
-                events, ending = _until_end(await presence.read(follow))
+                events, ending = _until_end(self._restoring.events(await presence.read(follow)))
                 tokens = [event for event in events if event.token]
                 if chunks is None:
                     placing.learn(events)

@@ -11,6 +11,7 @@ from fabric.contracts.errors import FabricError, InvalidRequest
 from fabric.gateway import sse
 from fabric.gateway.gateway import Gateway
 from fabric.gateway.presence import Presence
+from fabric.gateway.restoring import Restoring
 from fabric.store import reads
 
 
@@ -28,9 +29,11 @@ class JobEvents(Response):
         newest = await gateway.ask(reads.event_count(self._job_id))
         if self._after > newest:
             raise InvalidRequest("`Last-Event-ID` must be the id of an event of this job.", param="Last-Event-ID")
+        restoring = Restoring(await gateway.ask(reads.placeholders(self._job_id)))
         begun = False
         with (
-            gateway.listener.follow(self._job_id, after=self._after) as follow,
+            # A placeholder may be cut by the event that the reader has last.
+            gateway.listener.follow(self._job_id, after=0 if restoring.needed else self._after) as follow,
             Presence(receive, beat_s=gateway.settings.keep_alive_s) as presence,
         ):
             try:
@@ -41,7 +44,7 @@ class JobEvents(Response):
                     await sse.end(send)
                     return
                 while True:
-                    events = await presence.read(follow)
+                    events = restoring.events(await presence.read(follow), after=self._after)
                     data = b"".join(sse.frame(event.number, event.body) for event in events)
                     if events and events[-1].final:
                         await sse.end(send, data)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import orjson
 
 from fabric.contracts.answer import whole
-from fabric.contracts.job import JobState
+from fabric.contracts.job import Attempt, JobState
 from fabric.gateway.queueing import Place
 from fabric.ledger.usage import Used
+from fabric.store.bad_messages import BadMessage
 from fabric.store.reads import JobRecord
 
 
@@ -30,6 +33,9 @@ def job_object(record: JobRecord, place: Place | None = None) -> dict[str, Any]:
         "endpoint": spec.endpoint,
         "model": spec.model,
         "privacy": spec.privacy,
+        "raised_from": spec.raised_from,
+        "entities": spec.entities,
+        "redacted": spec.redacted,
         "priority": spec.priority,
         "policy": spec.policy,
         "tags": spec.tags,
@@ -42,12 +48,33 @@ def job_object(record: JobRecord, place: Place | None = None) -> dict[str, Any]:
         "queue_position": place.position if place else None,
         "eta_s": place.eta_s if place else None,
         "attempts": record.attempts,
+        "moves": moves(record.attempts),
         "decision": record.decision,
         "usage": record.measures.usage if ended else None,
-        "cost_usd": record.measures.cost_usd if ended else None,
+        "cost_usd": _cost_usd(record) if ended else None,
         "result": result,
         "error": record.error,
     }
+
+
+def moves(attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """Where the job went from one deployment to another. ``reason``: the code of the error before it, if any."""
+    return [
+        {
+            "from": before.deployment,
+            "to": after.deployment,
+            "reason": (before.error or {}).get("code"),
+            "attempt": after.number,
+            "at_ms": after.dispatched_ms,
+        }
+        for before, after in pairwise(attempts)
+        if before.deployment != after.deployment
+    ]
+
+
+def _cost_usd(record: JobRecord) -> float:
+    """Of all its attempts."""
+    return float(sum((attempt.measures or {}).get("cost_usd", 0.0) for attempt in record.attempts))
 
 
 def archived_job_object(rows: Sequence[Used]) -> dict[str, Any]:
@@ -75,14 +102,16 @@ def archived_job_object(rows: Sequence[Used]) -> dict[str, Any]:
         "queue_position": None,
         "eta_s": None,
         "attempts": [_attempt(row) for row in rows if row.attempt],
+        "moves": [],
         "decision": None,
         "usage": {
             "input_tokens": last.input_tokens,
             "output_tokens": last.output_tokens,
             "cached_input_tokens": last.cached_input_tokens,
             "reasoning_tokens": last.reasoning_tokens,
+            "estimated": bool(last.estimated),
         },
-        "cost_usd": last.cost_usd,
+        "cost_usd": sum(row.cost_usd for row in rows),
         "result": None,
         "error": error,
     }
@@ -107,11 +136,14 @@ def parked_object(record: JobRecord) -> dict[str, Any]:
     errors = [attempt.error for attempt in record.attempts if attempt.error]
     if record.error and (not errors or errors[-1] != record.error):
         errors.append(record.error)
+    reasons = [{name: error.get(name) for name in ("code", "message", "fault")} for error in errors]
+    out = record.decision["eliminated"] if record.decision and not record.decision["plan"] else ()
+    reasons += [{"code": e["reason"], "message": f"{e['deployment']}: {e['detail']}", "fault": "policy"} for e in out]
     return {
         "object": "dead_letter",
         "job_id": record.spec.id,
         "queue": parked_queue(record),
-        "reasons": [{name: error.get(name) for name in ("code", "message", "fault")} for error in errors],
+        "reasons": reasons,
         "attempts": [asdict(attempt) for attempt in record.attempts],
         "parked_at": (record.finished_ms or record.accepted_ms) // 1000,
         "parked_ms": record.finished_ms,
@@ -119,6 +151,24 @@ def parked_object(record: JobRecord) -> dict[str, Any]:
         "endpoint": record.spec.endpoint,
         "privacy": record.spec.privacy,
         "decision": record.decision,
+    }
+
+
+#: In place of a queue: messages that nobody can read.
+MESSAGES = "messages"
+
+
+def message_object(message: BadMessage) -> dict[str, Any]:
+    """A message that nobody can read, as a dead letter. ``body``: its first bytes, in base64."""
+    return {
+        "object": "dead_message",
+        "job_id": None,
+        "queue": message.queue or None,
+        "reasons": [{"code": "unreadable_message", "message": message.reason, "fault": "fabric"}],
+        "attempts": [],
+        "parked_at": message.at_ms // 1000,
+        "parked_ms": message.at_ms,
+        "body": base64.b64encode(message.body).decode(),
     }
 
 

@@ -17,6 +17,7 @@ from fabric.gateway.gateway import Gateway
 from fabric.gateway.job_object import archived_job_object, job_object
 from fabric.gateway.parameters import bad_cursor
 from fabric.gateway.queueing import Place, place
+from fabric.gateway.restoring import Restoring
 from fabric.ledger import usage
 from fabric.store import reads, transitions
 from fabric.store.reads import JobRecord
@@ -76,8 +77,26 @@ async def shown_job(gateway: Gateway, caller: Caller, job_id: str) -> dict[str, 
     if record.spec.stream and record.state is JobState.SUCCEEDED:
         log = await gateway.ask(reads.events(job_id))
         record = replace(record, result=assembled(record.spec.endpoint, log, record.measures.usage))
+    if record.placeholders and record.result:
+        record = replace(record, result=Restoring(record.placeholders).result(record.result))
     places = await _places(gateway, [record])
     return job_object(record, places.get(job_id))
+
+
+async def told_job(gateway: Gateway, caller: Caller, job_id: str) -> dict[str, Any]:
+    """As ``shown_job``, without the result, which isn't even read.
+
+    Raises:
+        NotFound: there is no such job, or it is another tenant's.
+    """
+    record = await find_record(gateway, caller, job_id)
+    if record is not None:
+        places = await _places(gateway, [record])
+        return job_object(record, places.get(job_id))
+    rows = await gateway.ledger.read(usage.of_job, caller.tenant, job_id)
+    if not rows:
+        raise unknown_job(job_id)
+    return archived_job_object(rows)
 
 
 async def _places(gateway: Gateway, records: Iterable[JobRecord]) -> dict[str, Place]:
@@ -161,7 +180,10 @@ async def _ended_jobs(
             if row.batch_id is not None or row.job_id in seen or await _superseded(gateway, row):
                 continue
             seen.add(row.job_id)
-            jobs.append(archived_job_object([row]))
+            rows_of_job = [row]
+            if row.attempt > 1:  # what its earlier tries cost is the job's, too
+                rows_of_job = await gateway.ledger.read(usage.of_job, row.tenant, row.job_id)
+            jobs.append(archived_job_object(rows_of_job))
             if len(jobs) == limit:
                 return jobs, after if more or index + 1 < len(rows) else None
     return jobs, after if more else None

@@ -13,16 +13,18 @@ from fabric.contracts.errors import Conflict, FabricError, InvalidRequest
 from fabric.contracts.job import Endpoint
 from fabric.contracts.openai import FabricOptions, Shape
 from fabric.contracts.refusal import refusal
-from fabric.contracts.request import InferenceRequest, json_object, parse_request
+from fabric.contracts.request import InferenceRequest, json_object
 from fabric.gateway import describe
+from fabric.gateway.admission import admitted
 from fabric.gateway.body import read_body
-from fabric.gateway.caller import Identified
+from fabric.gateway.caller import Caller, Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_events import JobEvents
 from fabric.gateway.job_reads import find_record, job_page, own_record, shown_job
 from fabric.gateway.parameters import NoParameters, Page, listed
 from fabric.gateway.responses import Json
-from fabric.gateway.submission import idempotency_key, new_job
+from fabric.gateway.screening import screened
+from fabric.gateway.submission import idempotency_key, new_job, parsed
 from fabric.store import transitions
 
 router = APIRouter(tags=["jobs"], responses=describe.ERRORS, default_response_class=Json)
@@ -48,17 +50,32 @@ async def submit(request: Request, caller: Identified, gateway: Here, _: NoParam
     events of the job."""
     key = idempotency_key(request.headers)
     body = await read_body(request.receive, request.headers, gateway.settings.body_limit_bytes)
-    asked = parse_job(json_object(body), gateway)
-    job = new_job(asked, caller, key, privacy=gateway.catalog.privacy.default, priority="standard")
+    asked = parse_job(json_object(body), gateway, caller)
+    # Of one moment: another file may count while a long text is searched.
+    catalog, hash_ = gateway.catalog, gateway.policy_hash
+    job = new_job(
+        asked,
+        caller,
+        key,
+        privacy=catalog.privacy.default,
+        priority="standard",
+        accepted_under=hash_,
+        trail=gateway.trail,
+    )
+    job = await screened(job, asked, catalog, caller, gateway.trail)
+    job, shadow = admitted(job, request.headers, catalog, hash_)
+    await gateway.outlook.check(job.spec)
     job_id = await gateway.intake.accept(job)
+    if shadow is not None and job_id == job.spec.id:
+        gateway.shadows.send(shadow)
     return Json(await shown_job(gateway, caller, job_id), 202)
 
 
-def parse_job(raw: dict[str, Any], gateway: Gateway) -> InferenceRequest:
+def parse_job(raw: dict[str, Any], gateway: Gateway, caller: Caller) -> InferenceRequest:
     """
     Raises:
         InvalidRequest: a field is wrong; ``param`` names it.
-        ModelNotFound: the catalogue has no such model.
+        ModelNotFound: the catalogue has no such model, or none for this key.
     """
     try:
         asked = JobRequest.model_validate(raw)
@@ -70,7 +87,7 @@ def parse_job(raw: dict[str, Any], gateway: Gateway) -> InferenceRequest:
             raise InvalidRequest("Give `fabric` once, beside `body` or inside of it.", param="body.fabric")
         inner = {**inner, "fabric": raw["fabric"]}
     try:
-        request = parse_request(asked.endpoint, inner, gateway.catalog)
+        request = parsed(asked.endpoint, inner, gateway.catalog, caller, gateway.trail)
     except FabricError as error:
         if error.param is not None and "fabric" not in raw:
             error.param = f"body.{error.param}"

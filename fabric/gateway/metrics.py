@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Tally
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from fabric.contracts.catalog import Tier
+from fabric.contracts.catalog import PRIVACY_LABELS, Tier
 from fabric.contracts.job import PRIORITIES
+from fabric.gateway import counted
+from fabric.store.counts import Counts
 from fabric.store.transitions import Room
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,6 +37,14 @@ class Metrics:
         )
         self.errors = Counter(
             "fabric_errors", "Errors answered, by whose fault they are.", ("fault",), registry=self.registry
+        )
+        self.config_info = Gauge(
+            "fabric_config_info", "The catalogue and rules in force, by their hash.", ("hash",), registry=self.registry
+        )
+        self.config_failures = Counter(
+            "fabric_config_reload_failures",
+            "Configuration files that were refused while the fabric ran.",
+            registry=self.registry,
         )
         self.first_token_seconds = Histogram(
             "fabric_time_to_first_token_seconds",
@@ -57,10 +67,10 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        text = generate_latest(registry)
-        shared = CollectorRegistry()
-        shared.register(_Shared(snapshot))
-        return text + generate_latest(shared)
+        whole = CollectorRegistry()
+        whole.register(_Own(registry, snapshot))
+        whole.register(_Shared(snapshot))
+        return generate_latest(whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,27 @@ class Snapshot:
     parked: Tally[str]  #: broker queue -> parked jobs
     fenced: int
     backlog_s: Mapping[Tier, float]  #: tier -> seconds that it would need for what waits
+    #: label -> jobs that it kept away from a deployment
+    label_blocks: Mapping[str, int] = field(default_factory=dict)
+    #: (tier left, tier gone to, code of the error) -> jobs
+    fallbacks: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    deployments: Sequence[str] = ()
+    counts: Counts = field(default_factory=dict)  #: of what jobs came to
+
+
+class _Own(Collector):
+    """This process's metrics. One that the store has more samples of is told once, with all of them."""
+
+    def __init__(self, registry: CollectorRegistry, snapshot: Snapshot | None) -> None:
+        self._registry = registry
+        self._counts = snapshot.counts if snapshot is not None else {}
+
+    def collect(self) -> Iterator[Metric]:
+        stages = counted.stage_seconds(self._counts)
+        for metric in self._registry.collect():
+            if metric.name == counted.STAGE_SECONDS:
+                metric.samples = [*metric.samples, *stages.samples]
+            yield metric
 
 
 class _Shared(Collector):
@@ -86,6 +117,10 @@ class _Shared(Collector):
             yield _backlog_seconds(self._snapshot.backlog_s)
             yield _slots(self._snapshot.room)
             yield _dead_letters(self._snapshot.parked)
+            yield _label_blocks(self._snapshot.label_blocks)
+            yield _fallbacks(self._snapshot.fallbacks)
+            yield _breakers(self._snapshot.deployments, self._snapshot.room)
+            yield from counted.families(self._snapshot.counts)
             yield CounterMetricFamily(
                 "fabric_fenced_commits", "Outcomes refused as late or repeated.", value=self._snapshot.fenced
             )
@@ -120,8 +155,44 @@ def _slots(room: Room) -> Metric:
     return family
 
 
+def _label_blocks(blocks: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(
+        "fabric_label_blocks", "Accepted jobs that their label keeps away from a deployment.", labels=("label",)
+    )
+    for label in PRIVACY_LABELS:
+        family.add_metric([label], blocks.get(label, 0))
+    return family
+
+
+def _fallbacks(moved: Mapping[tuple[str, str, str], int]) -> Metric:
+    family = CounterMetricFamily(
+        "fabric_fallbacks",
+        "Jobs that went to their next place because their tries at one were used up.",
+        labels=("from_tier", "to_tier", "reason"),
+    )
+    for labels, count in moved.items():
+        family.add_metric(labels, count)
+    return family
+
+
+#: As numbers, so that a graph rises while a deployment is left alone.
+_BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
+
+
+def _breakers(deployments: Iterable[str], room: Room) -> Metric:
+    family = GaugeMetricFamily("fabric_breaker_state", "0: closed, 1: half open, 2: open.", labels=("deployment",))
+    for name in deployments:
+        state = room.breakers[name].state if name in room.breakers else "closed"
+        family.add_metric([name], _BREAKER_STATES[state])
+    return family
+
+
 def _dead_letters(parked: Tally[str]) -> Metric:
-    family = GaugeMetricFamily("fabric_dead_letters", "Parked jobs.", labels=("queue",))
+    family = GaugeMetricFamily(
+        "fabric_dead_letters",
+        "Parked jobs, jobs between two places, bad messages.",
+        labels=("queue",),
+    )
     for queue, count in parked.items():
         family.add_metric([queue], count)
     return family

@@ -19,12 +19,12 @@ router = APIRouter(tags=["models"], responses=describe.ERRORS, default_response_
 
 @router.get("/v1/models", summary="List models", responses=describe.answers("All models."))
 async def list_models(caller: Identified, gateway: Here, _: NoParameters) -> Response:
-    return Json(listed([_model(name, gateway) for name in gateway.catalog.by_model]))
+    return Json(listed([_model(name, gateway) for name in caller.permissions.among(gateway.catalog.by_model)]))
 
 
 @router.get("/v1/models/{model_id:path}", summary="A model", responses=describe.answers("The model."))
 async def show(model_id: str, caller: Identified, gateway: Here, _: NoParameters) -> Response:
-    if model_id not in gateway.catalog.by_model:
+    if model_id not in gateway.catalog.by_model or not caller.permissions.permits(model_id):
         raise ModelNotFound("There is no such model. GET /v1/models lists those that there are.", param="model")
     return Json(_model(model_id, gateway))
 

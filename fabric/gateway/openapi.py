@@ -10,9 +10,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from fabric.contracts.new_key import KeyRequest, RotationRequest
 from fabric.contracts.openai import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from fabric.gateway import describe
 from fabric.gateway.batches import BatchRequest
+from fabric.gateway.dead_letters import ReplayRequest
 from fabric.gateway.jobs import JobRequest
 from fabric.gateway.route import ROUTED
 
@@ -26,6 +28,9 @@ _MODELS: tuple[type[BaseModel], ...] = (
     EmbeddingRequest,
     JobRequest,
     BatchRequest,
+    ReplayRequest,
+    KeyRequest,
+    RotationRequest,
 )
 _INFERENCE: dict[str, tuple[type[BaseModel], str, bool]] = {
     "/v1/chat/completions": (ChatCompletionRequest, "Answer a conversation", True),
@@ -49,6 +54,7 @@ _HEADERS = {
         ("deployment", "The deployment that answered.", "string"),
         ("attempts", "Attempts that it took.", "integer"),
         ("queue-ms", "Milliseconds from acceptance to the start of the last attempt.", "integer"),
+        ("fault", "Of errors: whose fault it is (caller, policy, engine, provider or fabric).", "string"),
         ("cost-usd", "US dollars. Not on streams: they start before it is known.", "number"),
     )
 }
@@ -63,12 +69,13 @@ def description(app: FastAPI) -> dict[str, Any]:
     _, schemas = models_json_schema(
         [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
     )
-    components = built.setdefault("components", {}).setdefault("schemas", {})
+    built.setdefault("components", {})["securitySchemes"] = describe.SECURITY
+    components = built["components"].setdefault("schemas", {})
     components.update(schemas["$defs"])
     components.update(describe.SCHEMAS)
     components["FileUpload"] = _UPLOAD
     components["RouteRequest"] = {"oneOf": [describe.ref(model.__name__) for model in ROUTED]}
-    return {**built, "paths": {**inference, **built["paths"]}}
+    return {**built, "security": describe.SECURED, "paths": {**inference, **built["paths"]}}
 
 
 def _inference(path: str, model: type[BaseModel], summary: str, streams: bool) -> dict[str, Any]:

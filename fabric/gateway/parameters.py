@@ -23,7 +23,7 @@ class _Nothing(_Parameters):
     pass
 
 
-class _Page(_Parameters):
+class PageParameters(_Parameters):
     limit: Annotated[int, Field(ge=1, le=_PAGE_LIMIT, description="Items at most.")] = _PAGE
     cursor: Annotated[str | None, Field(description="`next_cursor` of the page before.")] = None
 
@@ -41,7 +41,7 @@ class _Files(_After):
 
 
 NoParameters = Annotated[_Nothing, Query()]
-Page = Annotated[_Page, Query()]
+Page = Annotated[PageParameters, Query()]
 AfterPage = Annotated[_After, Query()]
 FilesPage = Annotated[_Files, Query()]
 

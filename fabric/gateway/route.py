@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fabric.contracts.decision import Decision, Elimination
 from fabric.contracts.errors import InvalidRequest
 from fabric.contracts.experience import Experience
 from fabric.contracts.job import Endpoint, JobSpec, Priority
 from fabric.contracts.openai import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from fabric.contracts.request import InferenceRequest, json_object, parse_request
+from fabric.contracts.request import InferenceRequest, json_object
 from fabric.gateway import describe
+from fabric.gateway.admission import with_headers
 from fabric.gateway.body import read_body
-from fabric.gateway.caller import Identified
+from fabric.gateway.caller import Caller, Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.jobs import JobRequest, parse_job
+from fabric.gateway.outlook import world_now
 from fabric.gateway.parameters import NoParameters
 from fabric.gateway.responses import Json
-from fabric.routing import World, decide, refusal, world_of
+from fabric.gateway.screening import screened_spec
+from fabric.gateway.submission import parsed
+from fabric.routing import Denied, World, admit, decide, refusal, too_near, waits_for
 from fabric.store import reads, transitions
 from fabric.store.transitions import Room
 
@@ -50,7 +53,7 @@ async def route(request: Request, caller: Identified, gateway: Here, _: NoParame
     """Takes what `POST /v1/jobs` takes, or the body of an inference route. Nothing runs and nothing is stored.
     `chosen` is null where no place is permitted, and `error` says what the request would be answered with."""
     raw = json_object(await read_body(request.receive, request.headers, gateway.settings.body_limit_bytes))
-    asked, priority = _parsed(raw, gateway)
+    asked, priority = _parsed(raw, gateway, caller)
     spec = asked.spec(
         job_id=_JOB_ID,
         tenant=caller.tenant,
@@ -58,14 +61,16 @@ async def route(request: Request, caller: Identified, gateway: Here, _: NoParame
         default_privacy=gateway.catalog.privacy.default,
         default_priority=priority,
     )
+    spec = await screened_spec(spec, asked, gateway.catalog)
+    spec = with_headers(spec, request.headers, gateway.catalog)
     room, experience = await asyncio.gather(gateway.ask(transitions.room()), gateway.ask(reads.experience()))
     return Json(route_object(spec, gateway, world(room, experience, gateway)))
 
 
-def _parsed(raw: dict[str, Any], gateway: Gateway) -> tuple[InferenceRequest, Priority]:
+def _parsed(raw: dict[str, Any], gateway: Gateway, caller: Caller) -> tuple[InferenceRequest, Priority]:
     """The request, and the class that it has when it names none: as where it would be sent to."""
     if "endpoint" in raw or "body" in raw:
-        return parse_job(raw, gateway), "standard"
+        return parse_job(raw, gateway, caller), "standard"
     endpoint = next((endpoint for field, endpoint in _ENDPOINTS.items() if field in raw), None)
     if endpoint is None:
         raise InvalidRequest(
@@ -73,19 +78,34 @@ def _parsed(raw: dict[str, Any], gateway: Gateway) -> tuple[InferenceRequest, Pr
             param="endpoint",
             code="missing_required_parameter",
         )
-    return parse_request(endpoint, raw, gateway.catalog), "interactive"
+    return parsed(endpoint, raw, gateway.catalog, caller, gateway.trail), "interactive"
 
 
 def world(room: Room, experience: Experience, gateway: Gateway) -> World:
     """As it is for a job that comes now and lines up behind those that wait."""
-    waiting: Counter[tuple[str, Priority]] = Counter()
-    for lane in room.lanes:
-        waiting[lane.model, lane.priority] += lane.length
-    now_ms = time.time_ns() // 1_000_000
-    return world_of(room.workers, room.busy, gateway.catalog, experience=experience, now_ms=now_ms, waiting=waiting)
+    return world_now(room, experience, gateway.catalog)
 
 
 def route_object(spec: JobSpec, gateway: Gateway, world: World) -> dict[str, Any]:
-    decision = decide(spec, gateway.catalog, gateway.policy_hash, world)
-    error = None if decision.plan else refusal(spec, decision, gateway.catalog, world.now_ms)
-    return {"object": "route", "decision": decision, "chosen": decision.chosen, "error": error}
+    catalog, hash_ = gateway.catalog, gateway.policy_hash
+    try:
+        spec = admit(spec, catalog, hash_, world.now_ms).spec
+    except Denied as denied:
+        out = tuple(Elimination(d.name, "rule", denied.message) for d in catalog.by_model[spec.model].deployments)
+        decision = Decision(spec.policy or catalog.default_policy, hash_, (), out, denied.rule)
+        return {"object": "route", "decision": decision, "chosen": None, "error": denied.info}
+    decision = decide(spec, catalog, hash_, world)
+    # Behind open breakers it would wait.
+    error = None if decision.plan or waits_for(decision) else refusal(spec, decision, catalog, world.now_ms)
+    if late := too_near(spec, decision, catalog, world):
+        error = late.info
+    return {
+        "object": "route",
+        "privacy": spec.privacy,
+        "raised_from": spec.raised_from,
+        "entities": spec.entities,
+        "redacted": spec.redacted,
+        "decision": decision,
+        "chosen": decision.chosen,
+        "error": error,
+    }

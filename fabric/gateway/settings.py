@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabric.batches.expand import Limits
 from fabric.contracts.catalog import Catalog
+from fabric.contracts.secret import Secrets
+from fabric.settings.watch import Watch
 from fabric.store.transitions import LIVE_LIMIT
 
 
@@ -16,7 +18,13 @@ class GatewaySettings:
     redis_url: str
     database_url: str  #: SQLAlchemy URL of the ledger, already migrated
     files_dir: Path  #: batch input and output files; shared between gateways
+    #: The same in every process that works on the ledger; without, nobody else knows what is sealed here.
+    secrets: Secrets = field(default_factory=Secrets.passing)
+    #: Whether callers without a key are let in as long as no key was ever made.
+    may_be_open: bool = True
 
+    #: Looks whether the configuration file has changed; ``None``: it never does.
+    watch: Watch | None = None
     #: Larger prompts are possible with more; every request in flight may hold this much memory.
     body_limit_bytes: int = 10_000_000
     file_limit_bytes: int = 200_000_000

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import orjson
 from starlette.datastructures import Headers
 
-from fabric.contracts.catalog import Privacy
-from fabric.contracts.errors import InvalidRequest
+from fabric.contracts.catalog import Catalog, Privacy
+from fabric.contracts.errors import InvalidRequest, ModelNotPermitted
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import Priority
-from fabric.contracts.request import InferenceRequest
+from fabric.contracts.request import InferenceRequest, parse_request
 from fabric.gateway.caller import Caller
 from fabric.store.transitions import NewJob
+from fabric.trail import Trail
 
 _KEY_CHARS = 255
+
+
+def parsed(
+    endpoint: str, body: bytes | dict[str, Any], catalog: Catalog, caller: Caller, trail: Trail
+) -> InferenceRequest:
+    """As ``parse_request``, within what the caller's key permits."""
+    try:
+        return parse_request(endpoint, body, catalog, caller.permissions)
+    except ModelNotPermitted as error:
+        detail = {"reason": "permission", "model": error.model} if error.model in catalog.by_model else None
+        if detail:
+            trail.note("request.blocked", caller.actor, tenant=caller.tenant, detail=detail)
+        raise
 
 
 def new_job(
@@ -26,15 +41,22 @@ def new_job(
     privacy: Privacy,
     priority: Priority = "interactive",
     watcher: str = "",
+    accepted_under: str | None = None,
+    trail: Trail,
 ) -> NewJob:
-    """``privacy`` and ``priority`` count where the request says nothing."""
+    """``privacy`` and ``priority`` count where the request says nothing. ``accepted_under``: ``policy_hash``."""
     spec = request.spec(
         job_id=new_id("job"),
         tenant=caller.tenant,
         key_id=caller.key_id,
         default_privacy=privacy,
         default_priority=priority,
+        accepted_under=accepted_under,
     )
+    asked = request.options.privacy or privacy
+    if spec.privacy != asked:
+        detail = {"from": asked, "to": spec.privacy}
+        trail.note("label.raised", caller.actor, tenant=caller.tenant, detail=detail)
     return NewJob(spec, request.payload(), watcher, key, _fingerprint(request) if key else "")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from fabric.contracts.breaker import OpenBreaker
 from fabric.contracts.catalog import TIERS, Catalog, Deployment, Tier
 from fabric.gateway import describe
 from fabric.gateway.caller import Identified
@@ -22,8 +23,11 @@ router = APIRouter(tags=["tiers"], responses=describe.ERRORS, default_response_c
 @router.get("/v1/tiers", summary="Tiers, deployments, workers", responses=describe.answers("All tiers."))
 async def list_tiers(caller: Identified, gateway: Here, _: NoParameters) -> Response:
     """`slots`: requests that engines run at once; `busy`: jobs sent to workers that haven't ended; `backlog`:
-    jobs that wait and could run there (one that could run in two places counts for both)."""
-    return Json(listed(tiers(gateway.catalog, await gateway.ask(transitions.room()))))
+    jobs that wait and could run there (one that could run in two places counts for both); `dead_letters`: jobs that
+    are out of tries there and wait for their next place; `breaker`: whether jobs are let through. `config`: the
+    rules in force, and what is wrong with the configuration file if it has changed and doesn't count."""
+    shown = listed(tiers(gateway.catalog, await gateway.ask(transitions.room())))
+    return Json({**shown, "config": gateway.configuration.shown()})
 
 
 def tiers(catalog: Catalog, room: Room) -> list[dict[str, Any]]:
@@ -42,6 +46,7 @@ def _tier(tier: Tier, catalog: Catalog, room: Room) -> dict[str, Any]:
         "slots": sum(shown["slots"] for shown in deployments),
         "busy": sum(shown["busy"] for shown in deployments),
         "backlog": sum(lane.length for lane in room.lanes if lane.model in names),
+        "dead_letters": room.dead.get(tier, 0),
         "deployments": deployments,
     }
 
@@ -53,9 +58,19 @@ def _deployment(model: str, deployment: Deployment, room: Room) -> dict[str, Any
         "model": model,
         "engine": deployment.engine,
         "context_window": deployment.context_window,
+        "capabilities": list(deployment.capabilities),
+        "price": deployment.price.model_dump(exclude_none=True),
         "workers": len(workers),
         "draining": sum(worker.draining for worker in workers),
         "slots": sum(worker.slots.get(deployment.name, 0) for worker in workers if not worker.draining),
         "busy": room.busy.get(deployment.name, 0),
         "backlog": sum(lane.length for lane in room.lanes if lane.model == model),
+        "breaker": _breaker(room.breakers.get(deployment.name)),
     }
+
+
+def _breaker(breaker: OpenBreaker | None) -> dict[str, Any]:
+    """``until_ms``: when it lets a probe through; milliseconds since the epoch."""
+    if breaker is None:
+        return {"state": "closed", "until_ms": None, "reason": None}
+    return {"state": breaker.state, "until_ms": breaker.until_ms, "reason": breaker.why}

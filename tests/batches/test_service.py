@@ -341,6 +341,13 @@ class TestFeeding:
         desk.drive(lambda: desk.found(batch_id).status == "completed", changed.round)
         assert {e["error"]["code"] for e in desk.errors(batch_id)} == {"model_not_found"}
 
+    def test_a_rule_that_denies_fails_the_lines_that_it_is_true_of(self, desk: Desk, line: Any) -> None:
+        rule = {"when": '"far" in tags', "deny": "Not from batches."}
+        desk.catalog = Catalog.model_validate({**desk.catalog.model_dump(), "rules": [rule]})
+        batch_id = desk.batch([line("a", fabric={"tags": ["far"]}), line("b")])
+        desk.drive(lambda: desk.found(batch_id).failed == 1, desk.service().round)
+        assert desk.store(reads.live_count()) == 1, "the other one waits for its place"
+
     def test_a_full_store_is_tried_again(self, desk: Desk, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         real = transitions.accept
         batch_id = desk.batch([line(f"c{n}") for n in range(200)])

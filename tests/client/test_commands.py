@@ -233,3 +233,27 @@ def test_policy_check_names_the_line_of_what_is_wrong(capsys: pytest.CaptureFixt
     Path("f.yaml").write_text("policies:\n  mine:\n    knid: cheapest\n")
     assert run(["policy", "check", "f.yaml"]) == 78
     assert "f.yaml:3: unknown key `policies.mine.knid`; did you mean `kind`?" in capsys.readouterr().err
+
+
+def test_policy_check_shows_rules_and_when_they_count(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("f.yaml").write_text(
+        "models:\n  - name: m\n    deployments: [{engine: mock, tier: cpu}]\n"
+        "rules:\n  - name: night\n    when: hour < 6\n    set: {priority: batch, policy: cheapest}\n"
+    )
+    assert run(["policy", "check", "f.yaml"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "night hour < 6 at the door and when placed set policy cheapest, priority batch" in shown
+    assert run(["policy", "check", "f.yaml", "--json"]) == 0
+    (rule,) = json.loads(capsys.readouterr().out)["rules"]
+    assert rule == {"name": "night", "when": "hour < 6", "set": {"priority": "batch", "policy": "cheapest"}}
+
+
+def test_policy_check_names_the_line_of_a_rule_that_can_never_count(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("f.yaml").write_text(
+        "models:\n  - name: m\n    deployments: [{engine: mock, tier: cpu}]\n"
+        'rules:\n  - {when: model == "mm", deny: "no"}\n  - {deny: "no"}\n  - {when: batch, deny: "no"}\n'
+    )
+    assert run(["policy", "check", "f.yaml"]) == 78
+    said = capsys.readouterr().err
+    assert "f.yaml:5: `rules[0]` is wrong: it can never match" in said
+    assert "f.yaml:7: `rules[2]` is wrong: it is never reached: 'rule 2' before it" in said

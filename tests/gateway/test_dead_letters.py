@@ -9,7 +9,7 @@ import pytest
 from fabric.contracts.errors import NoEligibleDeployment
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec, JobState
-from fabric.store import Store, reads, transitions
+from fabric.store import Store, bad_messages, reads, transitions
 from fabric.store.transitions import NewJob, Rejection
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class TestLooks:
         assert times == sorted(times, reverse=True)
 
     def test_wrong_parameters_are_named(self, http: httpx.Client) -> None:
-        for query, param in (("cursor=x", "cursor"), ("limit=0", "limit"), ("reason=x", "reason")):
+        for query, param in (("cursor=x", "cursor"), ("limit=0", "limit"), ("because=x", "because")):
             refused = http.get(f"/v1/dead-letters?{query}")
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
@@ -88,7 +88,73 @@ class TestLooks:
         assert gateway.metric("fabric_dead_letters", queue="none") == 2
 
 
+class TestFilters:
+    def ids(self, http: httpx.Client, **query: Any) -> list[str]:
+        return [letter["job_id"] for letter in http.get("/v1/dead-letters", params=query).json()["data"]]
+
+    def test_by_what_it_is(self, by_hand: Worker, http: httpx.Client, store: Store) -> None:
+        tried, never = parked(http, by_hand), without_attempts(store)
+        assert self.ids(http, reason="engine_error") == [tried]
+        assert self.ids(http, reason="no_eligible_deployment") == [never]
+        assert self.ids(http, reason="no_such_code") == []
+        assert self.ids(http, tier="cpu") == [tried]
+        assert self.ids(http, tier="cloud") == []
+        assert sorted(self.ids(http, model="small")) == sorted([tried, never])
+        assert self.ids(http, model="other") == []
+
+    def test_by_age(self, http: httpx.Client, store: Store) -> None:
+        old, new = without_attempts(store), without_attempts(store)
+        store.redis.hset(f"fabric:job:{old}", "finished_at", 1_000)
+        store.redis.zadd("fabric:dead", {old: 1_000})
+        assert self.ids(http, min_age_s=3_600) == [old]
+        assert self.ids(http, max_age_s=3_600) == [new]
+
+    def test_a_page_that_nothing_fits_still_leads_on(
+        self, http: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fabric.gateway.dead_letters._SCANNED", 2)
+        wanted = without_attempts(store)
+        store.redis.hset(f"fabric:job:{wanted}", "finished_at", 1_000)
+        store.redis.zadd("fabric:dead", {wanted: 1_000})
+        for _ in range(4):
+            without_attempts(store)
+        found: list[str] = []
+        query: dict[str, Any] = {"limit": 1, "min_age_s": 3_600}
+        while "cursor" not in query or query["cursor"]:
+            page = http.get("/v1/dead-letters", params=query).json()
+            found += [letter["job_id"] for letter in page["data"]]
+            query["cursor"] = page["next_cursor"]
+        assert found == [wanted]
+
+    def test_messages_that_nobody_can_read(self, http: httpx.Client, store: Store, gateway: Served) -> None:
+        store(bad_messages.set_aside("unreadable body", b"\xff", "fabric.cpu.small-cpu"))
+        (letter,) = http.get("/v1/dead-letters", params={"kind": "messages"}).json()["data"]
+        assert (letter["job_id"], letter["queue"], letter["body"]) == (None, "fabric.cpu.small-cpu", "/w==")
+        assert letter["reasons"][0]["message"] == "unreadable body"
+        assert http.get("/v1/dead-letters", params={"kind": "messages", "tier": "gpu"}).json()["data"] == []
+        assert gateway.metric("fabric_dead_letters", queue="messages") == 1
+
+
 class TestReplay:
+    def test_under_another_policy_it_is_checked_from_the_start(
+        self, by_hand: Worker, http: httpx.Client, store: Store
+    ) -> None:
+        job_id = parked(http, by_hand)
+        replayed = http.post(f"/v1/dead-letters/{job_id}/replay", json={"policy": "cheapest"})
+        assert (replayed.status_code, replayed.json()["policy"]) == (200, "cheapest")
+        assert by_hand.next().spec.policy == "cheapest"
+
+    @pytest.mark.parametrize(
+        ("body", "param"), [({"policy": "nope"}, "policy"), ({"polcy": "x"}, "polcy"), ({"policy": 3}, "policy")]
+    )
+    def test_a_wrong_body_changes_nothing(
+        self, http: httpx.Client, store: Store, body: dict[str, Any], param: str
+    ) -> None:
+        job_id = without_attempts(store)
+        refused = http.post(f"/v1/dead-letters/{job_id}/replay", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert store(reads.state(job_id)) is JobState.DEAD
+
     def test_the_same_job_runs_again(self, by_hand: Worker, http: httpx.Client) -> None:
         job_id = parked(http, by_hand)
         replayed = http.post(f"/v1/dead-letters/{job_id}/replay")

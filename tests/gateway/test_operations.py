@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import pytest
 
+from fabric.contracts.breaker import Health
 from fabric.contracts.ids import line_job_id, new_id
 from fabric.contracts.job import JobSpec
 from fabric.ledger.ledger import open_engine
@@ -244,3 +247,42 @@ def test_a_job_of_a_batch_may_be_looked_at(http: httpx.Client, store: Store) -> 
     job = http.get(f"/v1/jobs/{spec.id}").json()
     assert (job["batch_id"], job["state"], job["queue_position"]) == (batch_id, "queued", 0)
     assert store(reads.live_count()) == 1
+
+
+class TestBreakers:
+    def opened(self, store: Store, open_s: float) -> None:
+        health = asdict(Health(trips=1, why="failures", open_until=int((time.time() + open_s) * 1000)))
+        store.redis.hset("fabric:health", "small-cpu", json.dumps(health))
+
+    def test_their_state_is_shown(self, http: httpx.Client, store: Store, gateway: Served) -> None:
+        def states() -> dict[str, str]:
+            tiers = http.get("/v1/tiers").json()["data"]
+            return {d["name"]: d["breaker"]["state"] for tier in tiers for d in tier["deployments"]}
+
+        assert set(states().values()) == {"closed"}
+        assert gateway.metric("fabric_breaker_state", deployment="small-cpu") == 0
+        self.opened(store, 3_600)
+        assert states()["small-cpu"] == "open"
+        assert gateway.metric("fabric_breaker_state", deployment="small-cpu") == 2
+        self.opened(store, -1)
+        assert states()["small-cpu"] == "half_open"
+        assert gateway.metric("fabric_breaker_state", deployment="small-cpu") == 1
+
+    def test_a_dry_run_minds_them(self, worker: Worker, http: httpx.Client, store: Store) -> None:
+        self.opened(store, 3_600)
+        body = {"model": "small", "messages": [{"role": "user", "content": "hi"}]}
+
+        def reasons() -> set[str]:
+            return {out["reason"] for out in http.post("/v1/route", json=body).json()["decision"]["eliminated"]}
+
+        until = time.monotonic() + 30
+        while "health" not in reasons():
+            assert time.monotonic() < until
+        routed = http.post("/v1/route", json=body).json()
+        assert (routed["chosen"], routed["error"]) == (None, None), "it would wait"
+
+
+def test_moves_are_counted(store: Store, gateway: Served) -> None:
+    store.redis.hset("fabric:fallbacks", "cloud cpu provider_error", 3)
+    labels = {"from_tier": "cloud", "to_tier": "cpu", "reason": "provider_error"}
+    assert gateway.metric("fabric_fallbacks_total", **labels) == 3

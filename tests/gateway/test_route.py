@@ -174,7 +174,8 @@ class TestTheRequest:
 
     def test_leaves_nothing_behind(self, routing: httpx.Client, store: Store) -> None:
         routed(routing, chat("a secret", fabric={"tags": ["t"]}))
-        assert [key for key in store.redis.keys("*") if not key.startswith(b"fabric:sweep")] == []
+        ours = (b"fabric:sweep", b"fabric:policies")
+        assert [key for key in store.redis.keys("*") if not key.startswith(ours)] == []
 
 
 def test_a_request_with_an_unknown_policy_is_refused_before_it_is_a_job(http: httpx.Client, store: Store) -> None:

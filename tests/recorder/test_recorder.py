@@ -11,9 +11,10 @@ import pytest
 from fabric import recorder as module
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.job import JobSpec, JobState
-from fabric.ledger import Ledger, usage
+from fabric.ledger import Ledger, costs, usage
+from fabric.ledger.costs import Filter
 from fabric.recorder import BAD, GROUP, Recorder
-from fabric.store import Store, reads, transitions
+from fabric.store import Store, counts, reads, transitions
 from fabric.store.transitions import NewJob, Outcome
 
 if TYPE_CHECKING:
@@ -132,6 +133,21 @@ class TestCrashes:
         assert [len(ledger.read(usage.of_job, "default", job)) for job in jobs] == [1, 1]
         assert store(reads.exist(jobs)) == 0
         assert ended.stream() == 0
+
+    def test_killed_after_the_commit_counts_nothing_twice(
+        self, ended: Ended, recorder: Recorder, store: Store, ledger: Ledger
+    ) -> None:
+        for _ in range(3):
+            ended.job(tags=("a",))
+        dead = Recorder(store, ledger)
+        dead._write(dead._read(1))
+        ended.job(tags=("a",))
+        assert drain(recorder) == 4
+        for which in (Filter(), Filter(tag="a")):
+            ((row,), _) = ledger.read(costs.grouped, which)
+            assert (row["requests"], row["output_tokens"], round(row["cost_usd"], 9)) == (4, 16, 0.04)
+        totals = store(counts.totals())
+        assert (totals["jobs", "cpu", "small-cpu", "succeeded"], totals["cost", "cpu", "small-cpu"]) == (4, 0.04)
 
     def test_a_store_that_was_emptied_gets_its_group_again(
         self, ended: Ended, recorder: Recorder, store: Store

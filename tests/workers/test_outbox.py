@@ -32,7 +32,7 @@ class Shop:
             self.away -= 1
             raise Unavailable("away")
         name, arguments = command.script.name, list(command.args[3:])
-        first, step = {"emit": (1, 3), "commit": (1, 6), "fail": (2, 4)}[name]
+        first, step = {"emit": (1, 3), "commit": (2, 7), "fail": (3, 9)}[name]
         ids = arguments[first::step]
         self.calls.append((name, ids))
         return [int(job not in self.refused) for job in ids]

@@ -11,28 +11,43 @@ from hypothesis import strategies as st
 from fabric.contracts.errors import (
     Cancelled,
     ConfigError,
+    ContentRefused,
     ContextOverflow,
     DeadlineExceeded,
     EngineError,
     EngineRejected,
     EngineUnavailable,
+    EngineUnsupported,
     FabricError,
     InvalidRequest,
     NoEligibleDeployment,
+    ProviderAuth,
     ProviderError,
+    QuotaExhausted,
+    RateLimited,
     StreamBroken,
+    Unavailable,
 )
 from workers.retries import MAX_FAILURES, Disposition, dispose
 
 
-@pytest.mark.parametrize("error", [InvalidRequest, ContextOverflow, EngineRejected, NoEligibleDeployment, Cancelled])
+@pytest.mark.parametrize("error", [InvalidRequest, EngineRejected, NoEligibleDeployment, Cancelled])
 def test_what_the_caller_or_a_policy_has_caused_ends_at_once(error: type[FabricError]) -> None:
     assert dispose(error("no").info, 1) == Disposition("fail")
 
 
+@pytest.mark.parametrize("error", [ContextOverflow, EngineUnsupported, ContentRefused, ProviderAuth, QuotaExhausted])
+def test_what_another_place_may_see_otherwise_leaves_at_once(error: type[FabricError]) -> None:
+    assert dispose(error("no").info, 1) == Disposition("leave")
+
+
 @pytest.mark.parametrize("error", [EngineError, EngineUnavailable, ProviderError])
 def test_what_may_pass_is_tried_again(error: type[FabricError]) -> None:
-    assert [dispose(error("no").info, n).action for n in (1, 2, 3, 4)] == ["retry", "retry", "park", "park"]
+    assert [dispose(error("no").info, n).action for n in (1, 2, 3, 4)] == ["retry", "retry", "leave", "leave"]
+
+
+def test_what_no_other_place_would_do_better_is_parked_in_the_end() -> None:
+    assert [dispose(Unavailable("no").info, n).action for n in (1, 3)] == ["retry", "park"]
 
 
 @pytest.mark.parametrize("error", [StreamBroken, ConfigError, DeadlineExceeded])
@@ -40,11 +55,16 @@ def test_what_cannot_pass_ends(error: type[FabricError]) -> None:
     assert dispose(error("no").info, 1) == Disposition("fail")
 
 
-def test_what_could_run_elsewhere_is_parked_rather_than_lost() -> None:
-    class KeyRefused(ProviderError):
-        retry = False
+def test_a_place_that_takes_no_more_is_waited_for_however_often() -> None:
+    assert dispose(RateLimited("later", retry_after_s=2).info, 99) == Disposition("wait", 2_000)
+    assert dispose(RateLimited("later").info, 1, attempt=50).delay_ms <= 10_000
 
-    assert dispose(KeyRefused("no").info, 1) == Disposition("park")
+
+@pytest.mark.parametrize(("error", "action"), [(RateLimited, "wait"), (ProviderError, "retry")])
+def test_but_not_beyond_the_deadline(error: type[FabricError], action: str) -> None:
+    later = error("later", retry_after_s=5).info
+    assert dispose(later, 1, left_s=6).action == action
+    assert dispose(later, 1, left_s=4).action == "leave"
 
 
 def test_the_providers_own_delay_wins() -> None:
@@ -54,10 +74,6 @@ def test_the_providers_own_delay_wins() -> None:
 @pytest.mark.parametrize(("asked_s", "waited_ms"), [(-1, 0), (86_400, 300_000)])
 def test_within_reason(asked_s: float, waited_ms: int) -> None:
     assert dispose(ProviderError("slow down", retry_after_s=asked_s).info, 1) == Disposition("retry", waited_ms)
-
-
-def test_a_provider_that_asks_for_time_gets_no_more_tries_than_others() -> None:
-    assert dispose(ProviderError("slow down", retry_after_s=1).info, MAX_FAILURES).action == "park"
 
 
 @given(st.integers(1, MAX_FAILURES - 1), st.integers())

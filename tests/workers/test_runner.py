@@ -12,11 +12,18 @@ import orjson
 import pytest
 
 from fabric.contracts.catalog import Deployment, Price
-from fabric.contracts.errors import EngineError, EngineRejected
+from fabric.contracts.errors import (
+    EngineError,
+    EngineRejected,
+    InvalidRequest,
+    RateLimited,
+    StreamBroken,
+    Unavailable,
+)
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.store.transitions import Claimed, Failure, Outcome, Piece
 from workers.engines.engine import Answer, Emit, Engine, Request
-from workers.runner import Runner, cost_usd
+from workers.runner import Runner
 
 Act = Callable[[Request, Emit], Awaitable[Answer]]
 
@@ -146,11 +153,17 @@ class TestAnAnswer:
         assert bench.outcome().result == b""
         assert Measures.load(bench.outcome().measures).first_token_s == 0.5
 
-    def test_cached_input_has_its_own_price_where_there_is_one(self) -> None:
-        usage = Usage(input_tokens=1_000_000, cached_input_tokens=400_000, output_tokens=1_000_000)
-        assert cost_usd(usage, Price(input_per_million=1, output_per_million=10)) == pytest.approx(11)
-        cached = Price(input_per_million=1, output_per_million=10, cached_input_per_million=0.5)
-        assert cost_usd(usage, cached) == pytest.approx(10.8)
+    async def test_one_that_broke_off_is_charged_for_what_it_had_said(self) -> None:
+        async def act(request: Request, emit: Emit) -> Answer:
+            emit(b'{"choices":[1]}')
+            emit(b'{"choices":[2]}')
+            raise InvalidRequest("no")
+
+        bench = Bench(act)
+        await bench.run(job(stream=True, prompt_tokens=10))
+        measures = Measures.load(bench.outcome().measures)
+        assert measures.usage == Usage(10, 2, estimated=True)
+        assert measures.cost_usd > 0
 
 
 class TestAFailure:
@@ -161,13 +174,40 @@ class TestAFailure:
         assert (failure.job_id, failure.attempt, failure.error.code) == ("job_1", 4, "engine_error")
         assert bench.ends.outcomes == []
 
-    async def test_the_third_parks_the_job(self) -> None:
+    async def test_after_the_third_it_leaves_for_its_next_place(self) -> None:
         bench = Bench(raising(EngineError("stumbled")))
         await bench.run(job(attempt=3, failures=2))
-        outcome = bench.outcome()
-        assert outcome.state is JobState.DEAD
-        assert outcome.error is not None
-        assert outcome.error.code == "engine_error"
+        (failure,) = bench.ends.failures
+        assert (failure.action, failure.error.code, failure.cost_usd) == ("leave", "engine_error", 0.0)
+        assert bench.ends.outcomes == []
+
+    async def test_what_it_had_cost_goes_along(self) -> None:
+        async def act(request: Request, emit: Emit) -> Answer:
+            emit(b'{"choices":[1]}')
+            raise EngineError("broke off")
+
+        bench = Bench(act)
+        await bench.run(job(stream=True, prompt_tokens=10))
+        (failure,) = bench.ends.failures
+        assert failure.cost_usd == pytest.approx(12e-6)
+        assert Measures.load(failure.measures).usage == Usage(10, 1, estimated=True)
+
+    async def test_that_nothing_more_can_mend_parks_the_job(self) -> None:
+        bench = Bench(raising(Unavailable("away")))
+        await bench.run(job(attempt=3, failures=2))
+        assert bench.outcome().state is JobState.DEAD
+
+    async def test_that_is_a_wait_is_told_as_one(self) -> None:
+        bench = Bench(raising(RateLimited("later", retry_after_s=1)))
+        await bench.run(job(attempt=9, failures=2))
+        (failure,) = bench.ends.failures
+        assert (failure.action, failure.delay_ms) == ("wait", 1_000)
+
+    @pytest.mark.parametrize(("error", "end"), [(StreamBroken("x"), "bad"), (InvalidRequest("x"), "neutral")])
+    async def test_says_what_it_means_for_the_deployment(self, error: Exception, end: str) -> None:
+        bench = Bench(raising(error))
+        await bench.run(job())
+        assert bench.outcome().end == end
 
     async def test_attempts_that_no_engine_failed_do_not_count(self) -> None:
         bench = Bench(raising(EngineError("stumbled")))

@@ -19,6 +19,7 @@ from fabric.contracts.worker import WorkerInfo
 from fabric.store import Store, bad_messages, reads, transitions
 from fabric.store.transitions import Dispatch, NewJob
 from workers import runtime as runtime_module
+from workers.engines.mock import MockEngine
 from workers.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -102,6 +103,22 @@ class TestReceiving:
         assert worker.receive("other", jobs) == 0
         assert scene.state(jobs[0][0]) is JobState.QUEUED
 
+    def test_a_message_that_names_no_job_there_is_is_kept(self, scene: Scene) -> None:
+        worker = scene.worker()
+        assert worker.receive("d", [("job_nobody", 7)]) == 0
+        scene.until(lambda: scene.store(bad_messages.count()) == 1)
+        (kept,) = scene.store(bad_messages.kept())
+        assert (kept.reason, kept.queue) == ("unknown job", "fabric.cpu.d")
+        assert orjson.loads(kept.body)["jobs"] == [["job_nobody", 7]]
+
+    def test_one_that_is_only_stale_is_not(self, scene: Scene) -> None:
+        worker = scene.worker()
+        jobs = scene.dispatched()
+        worker.receive("d", jobs)
+        scene.ended(jobs[0][0])
+        assert worker.receive("d", jobs) == 0
+        assert scene.store(bad_messages.count()) == 0
+
     def test_a_full_worker_waits_for_room(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runtime_module, "_ROOM_S", 30)
         worker = scene.worker(slots=1, latency_ms=FOREVER_MS)
@@ -137,6 +154,18 @@ class TestHeartbeat:
         assert info is not None
         assert (info.id, info.tier, info.pid) == (worker.id, "cpu", os.getpid())
         assert (info.slots, info.capacity, info.draining) == ({"d": 2}, {"d": 4}, False)
+
+    def test_it_says_how_its_engines_are(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(MockEngine, "context", 512)
+        scene.worker(slots=2)
+        scene.until(scene.info)
+        info = scene.info()
+        assert info is not None
+        assert (info.context, info.states) == ({"d": 512}, {"d": "loaded"})
+        monkeypatch.setattr(MockEngine, "slots", 0)
+        scene.until(lambda: (info := scene.info()) and info.states == {"d": "away"} and info.capacity == {"d": 0})
+        monkeypatch.undo()
+        scene.until(lambda: (info := scene.info()) and info.states == {"d": "loaded"} and info.capacity == {"d": 4})
 
     def test_slots_that_an_engine_finds_later_are_used(self, scene: Scene) -> None:
         worker = scene.worker(slots=1, latency_ms=FOREVER_MS)
@@ -267,7 +296,7 @@ class TestWhatItCannotGoOnWithout:
 
 
 def test_bad_messages_are_kept(scene: Scene) -> None:
-    scene.worker().set_aside("unreadable body", b"\xff")
+    scene.worker().set_aside("unreadable body", b"\xff", "fabric.cpu.d")
     scene.until(lambda: scene.store(bad_messages.count()) == 1)
     (kept,) = scene.store(bad_messages.kept())
     assert (kept.reason, kept.body) == ("unreadable body", b"\xff")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric.contracts.errors import EngineAway
 from fabric.contracts.job import PRIORITIES, Priority
-from workers.slots import Gate
+from workers.slots import PATIENCE_S, Gate
 
 
 class Visit:
@@ -135,6 +137,30 @@ async def test_an_engine_without_slots_lets_nobody_in_until_it_has_some() -> Non
     await settle()
     assert visit.inside
     await visit.leave()
+
+
+async def test_without_slots_for_long_those_who_wait_go_elsewhere() -> None:
+    now = 0.0
+    gate = Gate(1, lambda: now)
+    inside, waiting, leaving = Visit(gate), Visit(gate), Visit(gate)
+    await settle()
+    gate.resize(0)
+    now += PATIENCE_S - 1
+    gate.resize(0)
+    await settle()
+    assert not waiting.task.done()
+    leaving.task.cancel()
+    now += 1
+    gate.resize(0)
+    with pytest.raises(EngineAway):
+        await waiting.task
+    assert inside.inside
+    await inside.leave()
+    gate.resize(1)
+    after = Visit(gate)
+    await settle()
+    assert after.inside
+    await after.leave()
 
 
 steps = st.lists(

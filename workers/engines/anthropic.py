@@ -18,13 +18,13 @@ from workers.engines.asking import ask_stream, ask_whole
 from workers.engines.engine import Answer, Emit, Engine, Request
 from workers.engines.http import Api
 from workers.engines.openai import PAUSE_S, SLOTS, authorization
-from workers.engines.provider_limits import Board, RateGate
+from workers.engines.provider_limits import Board, gate_of
 
 log = logging.getLogger(__name__)
 
 ANTHROPIC_URL = "https://api.anthropic.com/v1"
 #: The version of the protocol that this is written for.
-_VERSION = "2023-06-01"
+VERSION = "2023-06-01"
 _PATH = "/messages"
 
 
@@ -43,16 +43,18 @@ class AnthropicEngine(Engine):
         if not deployment.model:
             raise ConfigError(f"Deployment {deployment.name!r}: `model` is missing: the provider's name of the model.")
         self._options = options_of(deployment, AnthropicOptions)
-        gate = RateGate(board)
+        gate = gate_of(board)
         self._api = Api(deployment, deployment.base_url or ANTHROPIC_URL, self._options, PROVIDER, gate)
 
     @property
     def slots(self) -> int:
-        """None while the provider's rate limit is spent: the jobs can still go elsewhere."""
-        return 0 if self._api.gate.paused_s > PAUSE_S else self.deployment.slots or SLOTS
+        """None while it can't be reached or its rate limit is spent: the jobs can still go elsewhere."""
+        if not self._api.reachable or self._api.gate.paused_s > PAUSE_S:
+            return 0
+        return self.deployment.slots or SLOTS
 
     async def start(self) -> None:
-        self._api.authorize({"anthropic-version": _VERSION, **authorization(self.deployment, self._options.auth)})
+        self._api.authorize({"anthropic-version": VERSION, **authorization(self.deployment, self._options.auth)})
         if self._options.auth != "none" and self._api.in_clear:
             log.warning("%s gets its key unencrypted at %s: use https", self._api.who, self._api.place)
 

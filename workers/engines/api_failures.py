@@ -31,7 +31,7 @@ from fabric.contracts.errors import (
     RateLimited,
     StreamBroken,
 )
-from workers.engines.provider_limits import retry_after_s
+from workers.engines.limit_headers import retry_after_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.job import Endpoint, Usage
@@ -18,6 +18,10 @@ from fabric.contracts.job import Endpoint, Usage
 #: Takes one OpenAI stream chunk as JSON bytes (no ``data:`` prefix, no ``[DONE]``). Must be called on
 #: the loop's thread, in order. Never blocks.
 Emit = Callable[[bytes], None]
+
+
+#: ``loading`` and ``evicted``: its model isn't in memory yet, or not any more, and comes when it is asked for.
+EngineState = Literal["loaded", "loading", "evicted", "away"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Request:
     endpoint: Endpoint
     body: dict[str, Any]
     stream: bool
+    deadline_ms: int | None = None  #: milliseconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class Answer:
     body: dict[str, Any]
     usage: Usage
     first_token_s: float | None = None
+    #: Where the engine had begun before ``run`` was called: seconds since then.
+    engine_s: float | None = None
 
 
 class Engine(ABC):
@@ -52,7 +59,12 @@ class Engine(ABC):
     @property
     @abstractmethod
     def slots(self) -> int:
-        """Requests that run side by side at full use. Known after ``start``."""
+        """Requests that run side by side at full use; none before it has started and while it is away."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of prompt and answer that it was really loaded with; ``None`` where it doesn't say."""
+        return None
 
     @abstractmethod
     async def start(self) -> None:
@@ -69,6 +81,19 @@ class Engine(ABC):
         Raises:
             FabricError: its ``retry`` and ``fall_back`` say what to do next.
         """
+
+    @property
+    def state(self) -> EngineState:
+        return "loaded" if self.slots else "away"
+
+    @property
+    def waits(self) -> bool:
+        """Whether a running job only waits here for work that goes on elsewhere, whatever becomes of this worker."""
+        return False
+
+    def let_go(self, job_id: str) -> None:  # noqa: B027 - a hook: most engines have nothing to do
+        """The job's ``run`` is about to be cancelled because another worker may have the job: what was begun for it
+        elsewhere is left to that one."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 from pathlib import Path
 from socket import gaierror
@@ -25,6 +25,7 @@ from fabric.contracts.errors import ConfigError, FabricError, RateLimited
 from workers.engines.api_failures import Faults, error_event, refusal
 from workers.engines.api_options import ApiOptions
 from workers.engines.provider_limits import RateGate, Spent
+from workers.engines.reach import Reach
 from workers.engines.sse import EventParser, TooLong
 from workers.engines.transport import KeepAliveTransport
 
@@ -32,6 +33,8 @@ from workers.engines.transport import KeepAliveTransport
 _EVENT_LIMIT = 4 * 1024 * 1024
 #: Bytes of an error's body that are looked at.
 _ERROR_LIMIT = 64 * 1024
+#: Addresses that are kept ready.
+_PATHS_KEPT = 32
 #: How long the end of a connection's answer may be behind the end of the stream that it carries.
 _REST_S = 0.5
 
@@ -54,6 +57,7 @@ class Api:
         self._base = _address(deployment, base_url)
         self._query = f"?{urlencode(options.query)}" if options.query else ""
         self._transport = _transport(deployment, options, self._base.scheme == "https")
+        self._reach = Reach(options.proxy or str(self._base))
         self._headers: list[tuple[bytes, bytes]] = []
         self._urls: dict[str, httpx.URL] = {}
         self.authorize({})
@@ -62,6 +66,11 @@ class Api:
     def place(self) -> str:
         """Scheme, host and port: for messages."""
         return f"{self._base.scheme}://{self._base.netloc.decode()}"
+
+    @property
+    def reachable(self) -> bool:
+        """Whether connections can be made, as far as is known."""
+        return self._reach.there
 
     @property
     def in_clear(self) -> bool:
@@ -81,9 +90,15 @@ class Api:
         together = {**fixed, **self.options.headers, **headers}
         self._headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in together.items()]
 
+    def post(self, path: str, content: bytes, *, stream: bool) -> AbstractAsyncContextManager[Exchange]:
+        """Sends JSON, as ``send`` does."""
+        return self.send("POST", path, content, stream=stream)
+
     @asynccontextmanager
-    async def post(self, path: str, content: bytes, *, stream: bool) -> AsyncIterator[Exchange]:
-        """Sends JSON when the rate limit allows it. Leaving before the answer's end closes the connection.
+    async def send(
+        self, method: str, path: str, content: bytes = b"", *, content_type: str | None = None, stream: bool = False
+    ) -> AsyncIterator[Exchange]:
+        """Sends when the rate limit allows it. Leaving before the answer's end closes the connection.
 
         Raises:
             RateLimited: the limit is spent for longer than ``limit_wait_s``; nothing was sent.
@@ -99,14 +114,21 @@ class Api:
         end = loop.time() + options.total_timeout_s
         first = loop.time() + options.first_token_timeout_s if stream else end
         exchange = None
+        told = False
         try:
             async with asyncio.timeout_at(min(first, end)) as clock:
-                response = await self._transport.handle_async_request(self._request("POST", path, content))
+                response = await self._transport.handle_async_request(
+                    self._request(method, path, content, content_type)
+                )
+                self._reach.found()
                 try:
                     exchange = Exchange(self, response, clock, end)
                     if response.status_code != 200:
-                        raise await self._refused(exchange, round_)
+                        refused = await self._refused(exchange, round_)
+                        told = True
+                        raise refused
                     self.gate.answered(round_, exchange.headers)
+                    told = True
                     if not stream:
                         exchange.tick()
                     yield exchange
@@ -116,6 +138,9 @@ class Api:
             raise self._fault(error) from error
         except TimeoutError:
             raise self._too_slow(exchange, loop.time() >= end) from None
+        finally:
+            if not told:
+                self.gate.gave_up()
 
     async def get(self, path: str, timeout_s: float) -> tuple[int, bytes]:
         """Status and body of something small that the server says of itself.
@@ -137,6 +162,7 @@ class Api:
         return response.status_code, b"".join(body)
 
     async def close(self) -> None:
+        await self._reach.close()
         await self._transport.aclose()
 
     def wrong(self, what: str) -> FabricError:
@@ -147,16 +173,27 @@ class Api:
         """``event``: what the API sent as an error after it had answered 200."""
         return error_event(self.faults, self._deployment, event)
 
+    def refused(self, status: int, body: bytes) -> FabricError:
+        """``status`` and ``body``: what the API answered to one request of many."""
+        return refusal(self.faults, self._deployment, status, {}, body, time.time())
+
     def broken(self, error: FabricError) -> FabricError:
         """What ``error`` means once tokens are out: no second try may follow."""
         return self.faults.broken(f"The stream broke after its first token. {error.message}")
 
-    def _request(self, method: str, path: str, content: bytes) -> httpx.Request:
+    def _request(self, method: str, path: str, content: bytes, content_type: str | None = None) -> httpx.Request:
         url = self._urls.get(path)
         if url is None:
-            url = self._urls[path] = httpx.URL(str(self._base).rstrip("/") + path + self._query)
+            url = httpx.URL(str(self._base).rstrip("/") + _queried(path, self._query))
+            if len(self._urls) < _PATHS_KEPT:  # paths may hold ids
+                self._urls[path] = url
+        if content_type:
+            sent_as = (b"content-type", content_type.encode("ascii"))
+            headers = [sent_as if name == b"content-type" else (name, value) for name, value in self._headers]
+        else:
+            headers = self._headers
         timeout = {"connect": self.options.connect_timeout_s}
-        return httpx.Request(method, url, headers=self._headers, content=content, extensions={"timeout": timeout})
+        return httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
     async def _refused(self, exchange: Exchange, round_: int) -> FabricError:
         exchange.tick()
@@ -170,6 +207,8 @@ class Api:
 
     def _fault(self, error: httpx.HTTPError) -> FabricError:
         """The transport's own words are left out: they may quote what came."""
+        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError | httpx.ProxyError):
+            self._reach.lost()
         if isinstance(error, httpx.ConnectTimeout):
             return self.faults.unavailable(
                 f"{self.who} can't be reached: no connection to {self.place} in "
@@ -247,6 +286,27 @@ class Exchange:
         except TooLong:
             raise self._api.wrong(f"an event of more than {_EVENT_LIMIT} bytes") from None
 
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The lines of a file as they come, of any length in all; each at most ``max_answer_bytes`` long.
+
+        Raises:
+            FabricError: ``failed``: a line that is longer. A file that is cut is an error of ``Api.send``.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while data := await anext(self._stream, b""):
+            self.tick()
+            *whole, rest = data.split(b"\n")
+            for line in whole:
+                yield b"".join((*parts, line))
+                parts, size = [], 0
+            parts.append(rest)
+            size += len(rest)
+            if size > self._api.options.max_answer_bytes:
+                raise self._api.wrong(f"a line of more than {self._api.options.max_answer_bytes} bytes")
+        if any(parts):
+            yield b"".join(parts)
+
     async def rest(self) -> None:
         """Reads what follows the announced end, so that the connection can be kept; not for long."""
         try:
@@ -284,6 +344,11 @@ class Exchange:
 
 #: Those that are named in messages.
 _CONTENT_TYPES = ("application/json", "text/event-stream", "text/html", "text/plain", "application/x-ndjson")
+
+
+def _queried(path: str, query: str) -> str:
+    """A path that may have a query of its own, with the deployment's."""
+    return path + (query.replace("?", "&", 1) if "?" in path else query)
 
 
 def _address(deployment: Deployment, base_url: str) -> httpx.URL:

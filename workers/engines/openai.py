@@ -27,7 +27,7 @@ from workers.engines.openai_wire import (
     whole_answer,
     written_tokens,
 )
-from workers.engines.provider_limits import Board, RateGate
+from workers.engines.provider_limits import Board, gate_of
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +90,15 @@ class OpenAIEngine(Engine):
             raise ConfigError(f"Deployment {deployment.name!r}: `model` is missing: the provider's name of the model.")
         options = options_of(deployment, OpenAIOptions)
         self._auth = options.auth
-        self._api = Api(deployment, deployment.base_url or OPENAI_URL, options, PROVIDER, RateGate(board))
+        self._api = Api(deployment, deployment.base_url or OPENAI_URL, options, PROVIDER, gate_of(board))
         self._calls = OpenAICalls(deployment.model, self._api, options)
 
     @property
     def slots(self) -> int:
-        """None while the provider's rate limit is spent: the jobs can still go elsewhere."""
-        return 0 if self._api.gate.paused_s > PAUSE_S else self.deployment.slots or SLOTS
+        """None while it can't be reached or its rate limit is spent: the jobs can still go elsewhere."""
+        if not self._api.reachable or self._api.gate.paused_s > PAUSE_S:
+            return 0
+        return self.deployment.slots or SLOTS
 
     async def start(self) -> None:
         self._api.authorize(authorization(self.deployment, self._auth))

@@ -114,7 +114,8 @@ def told(usage: Usage) -> dict[str, Any]:
 
 def estimated_usage(body: dict[str, Any], written_tokens: int) -> Usage:
     """For an API that tells no usage: better a guess in the ledger than nothing."""
-    return Usage(input_tokens=estimate_tokens(orjson.dumps(body).decode()), output_tokens=written_tokens)
+    read = estimate_tokens(orjson.dumps(body).decode())
+    return Usage(input_tokens=read, output_tokens=written_tokens, estimated=True)
 
 
 def written_tokens(answer: dict[str, Any]) -> int:

@@ -15,13 +15,13 @@ from typing import Any
 import orjson
 
 from fabric.contracts.catalog import Deployment
-from fabric.contracts.errors import ConfigError, EngineUnavailable, FabricError
+from fabric.contracts.errors import ConfigError, EngineAway, EngineUnavailable, FabricError
 from workers.engines.api_failures import OWN_ENGINE
 from workers.engines.api_options import api_key, options_of
 from workers.engines.engine import Answer, Emit, Engine, Request
 from workers.engines.http import Api
 from workers.engines.openai import OpenAICalls
-from workers.engines.vllm_load import parse_load, slots_for
+from workers.engines.vllm_load import Load, parse_load, slots_for
 from workers.engines.vllm_options import VllmOptions, check, serve_command
 from workers.engines.vllm_process import VllmProcess
 
@@ -63,6 +63,7 @@ class VllmEngine(Engine):
         self._configured = deployment.slots or SLOTS
         self._slots = self._configured
         self._link: _Link | None = None
+        self._context: int | None = None
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -70,6 +71,10 @@ class VllmEngine(Engine):
     def slots(self) -> int:
         """What the server can take at the moment; none while it isn't there."""
         return self._slots if self._link is not None else 0
+
+    @property
+    def context(self) -> int | None:
+        return self._context if self._link is not None else None
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._attach() if self.deployment.base_url else self._keep_running())
@@ -84,7 +89,7 @@ class VllmEngine(Engine):
     async def run(self, request: Request, emit: Emit) -> Answer:
         link = self._link
         if link is None:
-            raise EngineUnavailable(f"{self._who} isn't up: it is being started, or waited for.")
+            raise EngineAway(f"{self._who} isn't up: it is being started, or waited for.")
         return await link.calls.run(request, emit)
 
     async def close(self) -> None:
@@ -131,6 +136,7 @@ class VllmEngine(Engine):
             try:
                 if await self._healthy(api, server):
                     log.info("%s is up after %.0f s", self._who, time.monotonic() - started)
+                    await self._read_context(api)
                     self._connect(api)
                     await self._watch(api, server)
                 elif not self._up.is_set():
@@ -170,17 +176,27 @@ class VllmEngine(Engine):
         if self.deployment.model not in served:
             others = ", ".join(sorted(served)) or "no model"
             raise ConfigError(f"{name}: the server at {api.place} serves {others}, not {self.deployment.model}.")
-        window = served[self.deployment.model]
+        window = self._context = served[self.deployment.model]
         if window is not None and window < self.deployment.context_window:
             raise ConfigError(
                 f"{name}: its `context_window` is {self.deployment.context_window}, but the server at {api.place} "
                 f"has {window}: set `context_window: {window}`."
             )
 
+    async def _read_context(self, api: Api) -> None:
+        """Of a server of our own: as ``args`` say, and not as the deployment does."""
+        try:
+            status, body = await api.get("/v1/models", _LOOK_TIMEOUT_S)
+        except FabricError:
+            return  # then nobody says
+        if status == 200:
+            self._context = _models(body).get(self.deployment.model)
+
     async def _watch(self, api: Api, server: VllmProcess | None) -> None:
         """Looks at the load until the server is gone."""
         failed = 0
         answered = time.monotonic()
+        before: Load | None = None
         while not await _ends(server, _LOOK_S):
             try:
                 status, metrics = await api.get("/metrics", _LOOK_TIMEOUT_S)
@@ -196,7 +212,13 @@ class VllmEngine(Engine):
             failed = 0
             answered = time.monotonic()
             load = parse_load(metrics) if status == 200 else None
-            self._slots = slots_for(load, self._configured) if load else self._configured
+            if load is None:
+                self._slots = self._configured
+                continue
+            first_token_s = load.first_token_s(before)
+            goal_s = self._options.first_token_goal_s
+            self._slots = slots_for(load, self._configured, first_token_s=first_token_s, goal_s=goal_s)
+            before = load
 
     def _api(self, base_url: str, key: str | None) -> Api:
         api = Api(self.deployment, base_url, self._options, OWN_ENGINE)

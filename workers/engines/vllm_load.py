@@ -17,15 +17,27 @@ _RUNNING = b"vllm:num_requests_running"
 _WAITING = b"vllm:num_requests_waiting"
 #: Its name, and the one that it had until vLLM 0.10.
 _KV = (b"vllm:kv_cache_usage_perc", b"vllm:gpu_cache_usage_perc")
+_FIRST_TOKEN = b"vllm:time_to_first_token_seconds"
+#: The part of the slots that a server keeps however late its first tokens come: a few long prompts are no load.
+_FEWEST = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``kv_usage`` is a share: 0 to 1."""
+    """``kv_usage`` is a share: 0 to 1. The first tokens that came since the server began: how many, and the seconds
+    that they took together."""
 
     running: int
     waiting: int
     kv_usage: float
+    first_tokens: int = 0
+    first_tokens_s: float = 0.0
+
+    def first_token_s(self, before: Load | None) -> float | None:
+        """The mean of those that came since ``before``; ``None`` where none did."""
+        if before is None or (count := self.first_tokens - before.first_tokens) <= 0:
+            return None
+        return max(0.0, self.first_tokens_s - before.first_tokens_s) / count
 
 
 def parse_load(metrics: bytes) -> Load | None:
@@ -36,13 +48,15 @@ def parse_load(metrics: bytes) -> Load | None:
     if not running or not waiting:
         return None
     kv = max((value for name in _KV for value in _values(metrics, name)), default=0.0)
-    return Load(int(sum(running)), int(sum(waiting)), kv)
+    count = sum(_values(metrics, _FIRST_TOKEN + b"_count"))
+    seconds = sum(_values(metrics, _FIRST_TOKEN + b"_sum"))
+    return Load(int(sum(running)), int(sum(waiting)), kv, int(count), seconds)
 
 
-def slots_for(load: Load, configured: int) -> int:
+def slots_for(load: Load, configured: int, *, first_token_s: float | None = None, goal_s: float = float("inf")) -> int:
     """Requests that the server should hold: all ``configured`` while nothing waits in it, else what it runs
-    and a short queue; without the queue when its KV cache is nearly full. Never less than 1: an empty
-    server starts."""
+    and a short queue; without the queue when its KV cache is nearly full, or when first tokens come later than
+    ``goal_s``. Never less than 1: an empty server starts."""
     queue = int(load.running * _QUEUE) + 1
     if load.kv_usage >= KV_FULL:
         wanted = load.running
@@ -50,6 +64,8 @@ def slots_for(load: Load, configured: int) -> int:
         wanted = load.running + queue
     else:
         wanted = configured
+    if first_token_s is not None and first_token_s > goal_s:
+        wanted = min(wanted, max(load.running, int(configured * _FEWEST)))
     return max(1, min(configured, wanted))
 
 

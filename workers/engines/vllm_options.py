@@ -31,6 +31,8 @@ class VllmOptions(CompatibleOptions):
     command: tuple[Word, ...] = Field(("vllm",), min_length=1)
     #: Environment variables on top of the worker's own.
     env: dict[Word, str] = Field(default_factory=dict)
+    #: Nothing is added to a server whose first tokens take longer than this, on the mean of a second.
+    first_token_goal_s: Seconds = 10.0
     #: How long it may take until the server answers: reading the weights takes minutes.
     start_timeout_s: Seconds = 1800.0
     #: From asking the server to stop to making it.

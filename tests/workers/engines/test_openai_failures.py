@@ -129,7 +129,7 @@ async def test_a_status_has_a_name(
     [
         (EngineRejected, "caller", False, False),
         (ContextOverflow, "caller", False, True),
-        (ContentRefused, "caller", False, False),
+        (ContentRefused, "caller", False, True),
         (ProviderAuth, "provider", False, True),
         (ProviderMisconfigured, "provider", False, True),
         (QuotaExhausted, "provider", False, True),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import FabricError, RateLimited
+from workers.engines.limit_headers import Window, retry_after_s, windows
 from workers.engines.openai import OpenAIEngine
-from workers.engines.provider_limits import LocalBoard, RateGate, Spent, Window, retry_after_s, windows
+from workers.engines.provider_limits import LocalBoard, RateGate, Spent
 
 #: Examples may take long on a busy machine.
 PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])

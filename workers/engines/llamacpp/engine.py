@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -14,9 +15,8 @@ import orjson
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineError, FabricError, StreamBroken
 from fabric.contracts.job import Endpoint, Usage
-from fabric.fit.gguf import read_model
-from fabric.fit.memory import available_memory
-from workers.engines.engine import Answer, Emit, Engine, Request
+from fabric.fit.gguf import Header, read_model
+from workers.engines.engine import Answer, Emit, Engine, EngineState, Request
 from workers.engines.llamacpp.answer import Assembly, Wanted
 from workers.engines.llamacpp.failures import failure
 from workers.engines.llamacpp.machine import physical_cores
@@ -33,6 +33,7 @@ from workers.engines.llamacpp.request import (
 )
 from workers.engines.llamacpp.seats import Seats
 from workers.engines.llamacpp.server import Server
+from workers.engines.shelf import Place, Shelf
 from workers.engines.sse import EventParser
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,19 @@ _NEWEST = 0.2
 
 
 class LlamaCppEngine(Engine):
-    """Runs ``deployment.model``, a GGUF file."""
+    """Runs ``deployment.model``, a GGUF file. It is loaded at the start or when it is asked for, as ``shelf`` has
+    room for it beside the worker's other models."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, shelf: Shelf | None = None) -> None:
         """
         Raises:
             ConfigError: an option is unknown or wrong.
         """
         super().__init__(deployment)
         self._options = parse_options(deployment)
+        self._shelf = shelf or Shelf()
+        self._place: Place | None = None
+        self._ready = False
         self._plan: Plan
         self._able: Abilities
         self._seats: Seats
@@ -75,13 +80,32 @@ class LlamaCppEngine(Engine):
 
     @property
     def slots(self) -> int:
-        return self._plan.slots
+        """Also while the model isn't loaded but could be: otherwise nothing would come for which to load it."""
+        return self._plan.slots if self.state != "away" else 0
+
+    @property
+    def context(self) -> int | None:
+        return self._plan.context if self._ready else None
+
+    @property
+    def state(self) -> EngineState:
+        if not self._ready or self._place is None or self._place.failed:
+            return "away"
+        if self._place.state == "loaded" and not self._up:
+            return "away"  # it has crashed, and is started again
+        return self._place.state
+
+    @property
+    def _up(self) -> bool:
+        server = self._embedder if self._plan.params is None else self._writer
+        return server is not None and server.up
 
     async def start(self) -> None:
         if not self.deployment.model:
             raise ConfigError(f"Deployment {self.deployment.name!r}: set `model` to a GGUF file.")
         header = await asyncio.to_thread(read_model, model_path(self.deployment))
-        self._plan = plan(self.deployment, self._options, header, cores=physical_cores(), memory=available_memory())
+        memory = self._shelf.memory
+        self._plan = plan(self.deployment, self._options, header, cores=physical_cores(), memory=memory)
         self._seats = Seats(self._plan.slots)
         self._able = Abilities(
             capabilities=frozenset(self.deployment.capabilities),
@@ -90,6 +114,17 @@ class LlamaCppEngine(Engine):
             vocabulary=header.vocabulary,
             tools=False,
         )
+        self._place = self._shelf.place(
+            self.deployment.name, self._plan.need, partial(self._load, header), self._put_away
+        )
+        try:
+            await self._shelf.warm(self._place)
+        except BaseException:
+            await self.close()
+            raise
+        self._ready = True
+
+    async def _load(self, header: Header) -> None:
         try:
             if self._plan.params is None:
                 await self._running_embedder()
@@ -98,7 +133,7 @@ class LlamaCppEngine(Engine):
                 self._able = replace(self._able, tools=await _has_tools(self._writer))
                 await self._check(self._writer)
         except BaseException:
-            await self.close()
+            await self._put_away()
             raise
         log.info(
             "deployment %s: %s (%s, %s), %d slots of %d tokens",
@@ -107,12 +142,25 @@ class LlamaCppEngine(Engine):
         )
 
     async def close(self) -> None:
+        self._ready = False
+        if self._place is not None:
+            await self._shelf.remove(self._place)
+
+    async def _put_away(self) -> None:
         for server in (self._writer, self._embedder):
             if server is not None:
                 await server.close()
         self._writer = self._embedder = None
 
     async def run(self, request: Request, emit: Emit) -> Answer:
+        """The time that its model takes to be loaded is none of the request's."""
+        assert self._place is not None, "run before start"
+        async with self._place.used():
+            began = time.perf_counter()
+            answer = await self._run(request, emit)
+            return replace(answer, engine_s=time.perf_counter() - began)
+
+    async def _run(self, request: Request, emit: Emit) -> Answer:
         if request.endpoint == EMBEDDINGS:
             return await self._embed(request)
         started = time.perf_counter()

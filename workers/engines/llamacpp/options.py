@@ -102,7 +102,7 @@ def model_path(deployment: Deployment) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the model will run. ``context``: tokens of prompt and answer together.
+    """How the model will run. ``context``: tokens of prompt and answer together. ``need``: bytes of memory.
 
     ``params`` are those of the server that writes, ``embedding_params`` those of the one that makes
     embeddings (see ``child.py``); ``None`` where the deployment doesn't do that.
@@ -114,6 +114,7 @@ class Plan:
 
     slots: int
     context: int
+    need: int
     params: dict[str, Any] | None
     embedding_params: dict[str, Any] | None
 
@@ -129,12 +130,13 @@ def plan(deployment: Deployment, options: LlamaCppOptions, header: Header, *, co
     context = _context(deployment, header)
     writes = any(capability in deployment.capabilities for capability in ("chat", "completions"))
     embeds = "embeddings" in deployment.capabilities
-    slots = _slots(deployment, options, header, context, writes=writes, embeds=embeds, cores=cores, memory=memory)
+    slots, need = _slots(deployment, options, header, context, writes=writes, embeds=embeds, cores=cores, memory=memory)
     threads = options.threads or max(1, min(cores, header.file_size // _THREAD_BYTES))
     common = _common(deployment, options, threads)
     return Plan(
         slots,
         context,
+        need,
         common | _writing(options, slots, context) if writes else None,
         common | _embedding(options, header, context, alone=not writes) if embeds else None,
     )
@@ -150,15 +152,16 @@ def _slots(
     embeds: bool,
     cores: int,
     memory: int,
-) -> int:
-    """
+) -> tuple[int, int]:
+    """Slots, and the bytes that the deployment takes with them.
+
     Raises:
         ConfigError: there is no room for so many, or for the model.
     """
     wanted = deployment.slots or max(_FEWEST_SLOTS, min(_MOST_SLOTS, _SLOTS_PER_CORE * cores))
     shape = known_shape(header)
     if shape is None:
-        return wanted
+        return wanted, header.file_size  # and something for its contexts, which can't be told
     writer = LlamaCpp(
         shape,
         options.batch_tokens or _BATCH_TOKENS,
@@ -172,8 +175,9 @@ def _slots(
         ask = replace(ask, parallel=slots_with_room(writer, ask, wanted, memory))
     batch = options.batch_tokens or _embedding_batch(header, context)
     embedder = replace(writer, batch=batch, repack=not writes, checkpoints=0)
-    Room(writer if writes else None, embedder if embeds else None, ask, memory).check(deployment)
-    return ask.parallel
+    room = Room(writer if writes else None, embedder if embeds else None, ask, memory)
+    room.check(deployment)
+    return ask.parallel, room.need
 
 
 def _common(deployment: Deployment, options: LlamaCppOptions, threads: int) -> dict[str, Any]:

@@ -40,6 +40,13 @@ class Room:
     ask: Ask
     memory: int
 
+    @property
+    def need(self) -> int:
+        """Bytes that the deployment takes when it works at its best: with all of its weights in memory, once."""
+        if self.writer is None:
+            return self._embedding + (self.embedder.droppable if self.embedder else 0)
+        return self.writer.need(self.ask).total + self._embedding
+
     def check(self, deployment: Deployment) -> None:
         """Refuses what can't fit, before the kernel ends a process of its choice.
 

@@ -17,7 +17,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
-from fabric.contracts.errors import ConfigError, EngineUnavailable, FabricError, ModelFileError
+from fabric.contracts.errors import ConfigError, EngineAway, EngineUnavailable, FabricError, ModelFileError
 from workers.engines.llamacpp.http import OnBody, Response, request
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class Server:
         self._watcher: asyncio.Task[None] | None = None
 
     @property
+    def up(self) -> bool:
+        return self._up.is_set()
+
+    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._up.is_set() else None
 
@@ -85,7 +89,7 @@ class Server:
         """See ``http.request``.
 
         Raises:
-            EngineUnavailable: the process died, or isn't there for so long that waiting makes no sense.
+            EngineUnavailable: the process died, or (``EngineAway``) isn't there for so long that it isn't waited for.
         """
         while True:
             if not self._up.is_set():
@@ -107,7 +111,7 @@ class Server:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._up.wait()
         except TimeoutError:
-            raise EngineUnavailable(f"The llama.cpp server of deployment {self._name!r} doesn't come up.") from None
+            raise EngineAway(f"The llama.cpp server of deployment {self._name!r} doesn't come up.") from None
 
     async def _watch(self, process: Process) -> None:
         failures = 0

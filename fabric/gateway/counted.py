@@ -1,0 +1,45 @@
+"""Metrics of what jobs came to, from the store's counts: jobs, attempts, tokens, money, stages. Right for any number of
+gateways and recorders, each of which shows the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+from fabric.store import counts
+from fabric.store.counts import Counts
+
+_PLACE = ("tier", "deployment")
+#: Name in the counts -> (metric, what it counts, the last label).
+_COUNTERS = {
+    "jobs": ("fabric_jobs", "Jobs that ended.", "outcome"),
+    "attempts": ("fabric_attempts", "Tries that ended; those that weren't their job's last are `requeued`.", "result"),
+    "tokens": ("fabric_tokens", "Tokens: cached_input is a part of input, reasoning of output.", "kind"),
+    "cost": ("fabric_cost_usd", "US dollars.", None),
+}
+STAGE_SECONDS = "fabric_stage_seconds"
+_STAGE_HELP = "Time that jobs spend in each stage."
+#: The stages that are counted in the store.
+_STAGES = ("backlog", "queue", "engine", "commit")
+
+
+def families(found: Counts) -> Iterator[Metric]:
+    for name, (metric, said, label) in _COUNTERS.items():
+        family = CounterMetricFamily(metric, said, labels=(*_PLACE, *((label,) if label else ())))
+        for key, value in sorted(found.items()):
+            if key[0] == name:
+                family.add_metric(key[1:], value)
+        yield family
+
+
+def stage_seconds(found: Counts) -> Metric:
+    """The histogram of the stages that end in the store."""
+    family = HistogramMetricFamily(STAGE_SECONDS, _STAGE_HELP, labels=("stage", "tier"))
+    for _, stage, tier in sorted(key for key in found if key[0] == "stage_sum" and key[1] in _STAGES):
+        buckets = [
+            ("+Inf" if bound == counts.INFINITY else bound, below)
+            for bound, below in counts.buckets(found, stage, tier)
+        ]
+        family.add_metric([stage, tier], buckets, found["stage_sum", stage, tier])
+    return family
