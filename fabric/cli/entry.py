@@ -31,6 +31,7 @@ _COMMANDS = {
     "costs": ("costs", "Show what it cost, and what was saved."),
     "dlq": ("dlq", "List, show, replay and drop parked jobs."),
     "status": ("status", "Show tiers, workers, slots and what waits."),
+    "doctor": ("doctor", "Check that this machine and its configuration can work."),
     "keys": ("keys", "Make, list, rotate and revoke API keys."),
     "audit": ("audit", "Check and export the audit trail."),
     "verify": ("verify", "Check that a deployment's answers can be relied on."),
