@@ -338,6 +338,11 @@ class AsyncClient:
             for row in pages.read(await _json(self._http, pages.call())):
                 yield row
 
+    async def budgets(self) -> list[dict[str, Any]]:
+        """What budgets there are, and what is left of them, as ``GET /v1/budgets`` shows them."""
+        found: list[dict[str, Any]] = (await _json(self._http, Call("GET", "/v1/budgets")))["data"]
+        return found
+
     async def status(self) -> dict[str, Any]:
         """The tiers with their deployments, workers and slots, as ``GET /v1/tiers`` shows them."""
         return await _json(self._http, Call("GET", "/v1/tiers"))

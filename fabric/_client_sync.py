@@ -335,6 +335,11 @@ class Client:
         while pages.more:
             yield from pages.read(_json(self._http, pages.call()))
 
+    def budgets(self) -> list[dict[str, Any]]:
+        """What budgets there are, and what is left of them, as ``GET /v1/budgets`` shows them."""
+        found: list[dict[str, Any]] = (_json(self._http, Call("GET", "/v1/budgets")))["data"]
+        return found
+
     def status(self) -> dict[str, Any]:
         """The tiers with their deployments, workers and slots, as ``GET /v1/tiers`` shows them."""
         return _json(self._http, Call("GET", "/v1/tiers"))

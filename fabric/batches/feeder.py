@@ -21,7 +21,7 @@ from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
 from fabric.privacy import screen_of
-from fabric.routing import Denied, admit, label_blocks, policy_hash
+from fabric.routing import Denied, admit, budgets, label_blocks, policy_hash
 from fabric.store import Store, transitions
 from fabric.store.transitions import NewJob
 
@@ -175,14 +175,17 @@ class Feeder:
             return
         deployments = self._catalog.by_model[spec.model].deployments
         blocked = label_blocks(spec, deployments, self._catalog.privacy.of(spec.privacy))
-        job = NewJob(spec, found.payload, placeholders=found.placeholders, blocked=blocked)
+        charges = ""
+        if self._catalog.budgets:
+            spec, charges = budgets.charged(spec, self._catalog, time.time_ns() // 1_000_000)
+        job = NewJob(spec, found.payload, placeholders=found.placeholders, blocked=blocked, charges=charges)
         call.jobs.append(job)
         call.bytes += len(job.payload)
 
     def _accepted(self, jobs: Sequence[NewJob]) -> bool:
-        """Not if the store is full: what it took of these it knows when they come again."""
+        """Not if the store is full, or a budget: what was taken of these is known when they come again."""
         answers = self._store(transitions.accept(jobs)) if jobs else []
-        return all(answer.verdict != "full" for answer in answers)
+        return all(answer.verdict in ("accepted", "exists") for answer in answers)
 
 
 def _fed(connection: Connection, batch: Batch, last: int, bad: Sequence[Outcome]) -> bool:

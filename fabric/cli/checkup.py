@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fabric.cli.listen import any_keys, guarded
+from fabric.cli.on_ledger import has_tables, quiet
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import FabricError, where
 from fabric.settings import Settings, load
@@ -46,7 +46,11 @@ class Finding:
 
 def examine(config: Path | None, given: Mapping[str, str]) -> list[Finding]:
     """Everything, part by part. A part that can't be looked at is a finding, too."""
-    logging.getLogger("fabric").setLevel(logging.CRITICAL)  # what is wrong is said here, once
+    with quiet("fabric"):  # what is wrong is said here, once
+        return _examined(config, given)
+
+
+def _examined(config: Path | None, given: Mapping[str, str]) -> list[Finding]:
     findings = [_python()]
     try:
         settings = load(config, given)
@@ -173,7 +177,6 @@ def _ledger(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    from fabric.cli.on_ledger import has_tables
     from fabric.ledger import Ledger
     from fabric.ledger.upgrade import migrations
 

@@ -29,6 +29,7 @@ _COMMANDS = {
     "policy": ("policy", "Check policies, and explain a job's decision."),
     "usage": ("usage", "Show requests and tokens."),
     "costs": ("costs", "Show what it cost, and what was saved."),
+    "budgets": ("budgets", "Show budgets, and what is left of them."),
     "dlq": ("dlq", "List, show, replay and drop parked jobs."),
     "status": ("status", "Show tiers, workers, slots and what waits."),
     "doctor": ("doctor", "Check that this machine and its configuration can work."),

@@ -68,15 +68,24 @@ def on_ledger(config: Path | None, data_dir: Path | None) -> Iterator[OnLedger]:
     from fabric.settings.secret import secrets_of
 
     settings = begin(config, data_dir=data_dir)
-    logging.getLogger("fabric.trail").setLevel(logging.ERROR)  # a store that is stopped is nothing to warn of
     secrets = secrets_of(settings)
     if not has_tables(settings.database_url):
         upgrade(settings.database_url)
-    ledger = Ledger(settings.database_url, connections=1)
-    try:
+    # A store that is stopped is nothing to warn of.
+    with quiet("fabric.trail"), contextlib.closing(Ledger(settings.database_url, connections=1)) as ledger:
         yield OnLedger(settings, ledger, secrets)
+
+
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Only errors of this part are logged meanwhile."""
+    part = logging.getLogger(logger)
+    level = part.level
+    part.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        ledger.close()
+        part.setLevel(level)
 
 
 def has_tables(database_url: str) -> bool:

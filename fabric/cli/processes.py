@@ -166,6 +166,7 @@ def recorder(config: Path | None) -> None:
     """Run the recorder: from finished jobs to the ledger. It also leads batches from file to file."""
     settings = begin(config)
     from fabric.accounting import Bookkeeper
+    from fabric.accounting.budget_keeper import BudgetKeeper
     from fabric.batches import wake
     from fabric.batches.service import BatchService
     from fabric.batches.storage import Storage
@@ -180,7 +181,7 @@ def recorder(config: Path | None) -> None:
     stop = _stop_on_signals()
     ledger = Ledger(settings.database_url)
     # Each thread waits on its own connection.
-    recording, feeding, keeping = (Store(settings.redis_url) for _ in range(3))
+    recording, feeding, keeping, budgeting = (Store(settings.redis_url) for _ in range(4))
     trail = Trail(Ledger(settings.database_url, connections=1), secrets_of(settings), Store(settings.redis_url))
     into_ledger = Recorder(
         recording,
@@ -191,12 +192,14 @@ def recorder(config: Path | None) -> None:
     )
     watch = Watch(settings, wait_s=_SCHEDULERS_FIRST_S)
     books = Bookkeeper(keeping, ledger, settings.catalog, retention_days=settings.usage_retention_days)
+    budgets = BudgetKeeper(budgeting, ledger, settings.catalog)
 
     def renewed() -> Catalog | None:
         catalog = boundaries.noted_policy(trail, watch.look())
         if catalog is not None:
             into_ledger.renew(catalog)
             books.renew(catalog)
+            budgets.renew(catalog)
         return catalog
 
     service = BatchService(
@@ -211,9 +214,9 @@ def recorder(config: Path | None) -> None:
     boundaries.noted_policy(trail, settings.catalog)
     trail.start()
     try:
-        _run_together(stop, into_ledger.run, service.run, books.run)
+        _run_together(stop, into_ledger.run, service.run, books.run, budgets.run)
     finally:
-        for part in (trail, recording, feeding, keeping, ledger):
+        for part in (trail, recording, feeding, keeping, budgeting, ledger):
             part.close()
 
 

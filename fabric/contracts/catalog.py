@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fabric.contracts.batch_api import BATCH_ENGINES, WAITING_ENGINES, BatchApi
 from fabric.contracts.breaker import Breaker
+from fabric.contracts.budget import Budget
 from fabric.contracts.detector import Detector
 from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
@@ -228,6 +229,7 @@ class Catalog(_Value):
     tiers: dict[Tier, TierCost] = Field(default_factory=dict)
     #: What savings are counted against where no hosted deployment of the same model is permitted.
     baseline: Baseline | None = None
+    budgets: tuple[Budget, ...] = ()
     #: In order: the first that matches counts.
     rules: tuple[Rule, ...] = ()
     #: Of the requests, for rules to read.
@@ -243,6 +245,13 @@ class Catalog(_Value):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{kind} name used twice: {', '.join(twice)}; give each its own `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_have_names_of_their_own(self) -> Catalog:
+        names = [budget.name for budget in self.budgets]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"budget name used twice: {', '.join(twice)}")
         return self
 
     @model_validator(mode="after")

@@ -183,6 +183,18 @@ class DeadlineExceeded(FabricError):
     status, type, code, fault = 504, "timeout_error", "deadline_exceeded", "policy"
 
 
+class BudgetExceeded(FabricError):
+    """The job could go beyond a budget; ``retry_after_s`` says when its next window begins."""
+
+    status, type, code, fault = 429, "insufficient_quota", "budget_exceeded", "policy"
+
+
+class BudgetUsedUp(BudgetExceeded):
+    """The same, of a budget that doesn't begin again."""
+
+    status = 402
+
+
 class Busy(FabricError):
     """The backlog is full: come back later."""
 

@@ -54,6 +54,7 @@ NEEDS: dict[tuple[str, str], _Scopes] = {
     ("POST", "/v1/dead-letters/{job_id}/replay"): _DLQ,
     ("DELETE", "/v1/dead-letters/{job_id}"): _DLQ,
     ("GET", "/v1/usage"): _READ,
+    ("GET", "/v1/budgets"): _READ,
     ("GET", "/v1/costs"): _READ,
     ("GET", "/v1/costs/summary"): _READ,
     ("GET", "/v1/keys"): _ADMIN,

@@ -15,7 +15,7 @@ from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
 from fabric.contracts.rule import HEADER_CHARS
 from fabric.gateway.intake import Intake
-from fabric.routing import admit
+from fabric.routing import admit, budgets
 from fabric.store.transitions import NewJob
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,14 @@ def _shadow(job: NewJob, deployment: str) -> NewJob:
         shadow_of=job.spec.id,
     )
     return NewJob(twin, job.payload, placeholders=job.placeholders)
+
+
+def charged(job: NewJob, catalog: Catalog) -> NewJob:
+    """With what it may take out of budgets."""
+    if not catalog.budgets:
+        return job
+    spec, charges = budgets.charged(job.spec, catalog, time.time_ns() // 1_000_000)
+    return replace(job, spec=spec, charges=charges)
 
 
 class Shadows:

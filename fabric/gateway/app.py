@@ -21,6 +21,7 @@ from fabric.contracts.job import ENDPOINTS
 from fabric.gateway import (
     access,
     batches,
+    budgets,
     costs,
     dead_letters,
     docs,
@@ -64,7 +65,21 @@ def create_app(settings: GatewaySettings) -> Door:
         dependencies=[Depends(access.permitted)],
     )
     app.state.gateway = gateway
-    for module in (jobs, route, files, batches, models, tiers, policies, dead_letters, usage, costs, keys, health):
+    for module in (
+        jobs,
+        route,
+        files,
+        batches,
+        models,
+        tiers,
+        policies,
+        dead_letters,
+        usage,
+        costs,
+        budgets,
+        keys,
+        health,
+    ):
         app.include_router(module.router)
     _describe(app)
     app.add_exception_handler(HTTPException, refuse_http)

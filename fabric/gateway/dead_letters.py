@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from fabric.contracts.catalog import Tier
-from fabric.contracts.errors import Conflict, InvalidRequest, NotFound
+from fabric.contracts.errors import BudgetExceeded, Conflict, InvalidRequest, NotFound
 from fabric.contracts.job import JobState
 from fabric.contracts.openai import Shape
 from fabric.contracts.refusal import refusal
@@ -139,6 +139,8 @@ async def replay(job_id: str, request: Request, caller: Identified, gateway: Her
     if policy is not None:
         command = transitions.replay_as(replace(record.spec, policy=policy))
     (state,) = await gateway.ask(command)
+    if state in ("over", "unready"):
+        raise BudgetExceeded("A budget that counts for this job has no room for another try.")
     if state != JobState.QUEUED:
         raise Conflict(f"The job is {state}, not parked." if state else "The job is gone.")
     gateway.trail.note("dead_letter.replayed", caller.actor, tenant=caller.tenant, subject=job_id)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from fabric.contracts.catalog import TIERS
 from fabric.contracts.errors import Unavailable
 from fabric.gateway import describe
+from fabric.gateway.budgets import balances
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_object import MESSAGES, parked_queue
 from fabric.gateway.metrics import CONTENT_TYPE, Snapshot
@@ -89,7 +90,12 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
     dead.update({f"fabric.{tier}.dead": jobs for tier, jobs in room.dead.items()})
     if unreadable := await gateway.ask(bad_messages.kept_count()):
         dead[MESSAGES] = unreadable
-    return Snapshot(room, dead, fenced, waits, blocks, fallbacks, sorted(catalog.by_deployment), totals)
+    used = {
+        budget.name: (balance.spent + balance.reserved) / budget.limit
+        for budget, balance in await balances(gateway, catalog.budgets)
+        if budget.limit
+    }
+    return Snapshot(room, dead, fenced, waits, blocks, fallbacks, sorted(catalog.by_deployment), used, totals)
 
 
 async def _parked(gateway: Gateway) -> Counter[str]:

@@ -20,7 +20,7 @@ from fabric.contracts.job import Endpoint
 from fabric.contracts.request import InferenceRequest
 from fabric.gateway import sse
 from fabric.gateway.access import INFERENCE, require
-from fabric.gateway.admission import admitted
+from fabric.gateway.admission import admitted, charged
 from fabric.gateway.answer import Chunks, Ending, packed, placement, whole
 from fabric.gateway.body import ClientGone, read_body
 from fabric.gateway.caller import Caller
@@ -72,6 +72,7 @@ class Inference:
         )
         job = await screened(job, request, catalog, caller, gateway.trail)
         job, shadow = admitted(job, headers, catalog, hash_)
+        job, shadow = charged(job, catalog), shadow and charged(shadow, catalog)
         return _Visit(gateway, request, job, shadow, send, arrived)
 
 

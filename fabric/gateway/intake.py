@@ -6,9 +6,11 @@ No timer: alone, a job goes at once; under load the calls grow by themselves.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from datetime import UTC, datetime
 
-from fabric.contracts.errors import Busy, Conflict, FabricError, Unavailable
+from fabric.contracts.errors import BudgetExceeded, BudgetUsedUp, Busy, Conflict, FabricError, Unavailable
 from fabric.gateway.metrics import Metrics
 from fabric.store import AsyncStore, transitions
 from fabric.store.transitions import Accepted, NewJob
@@ -32,6 +34,7 @@ class Intake:
 
         Raises:
             Busy: too many jobs are open.
+            BudgetExceeded: it could go beyond a budget.
             Conflict: the idempotency key was used for another request.
             Unavailable: the store is away. The job may have been accepted or not.
         """
@@ -47,6 +50,8 @@ class Intake:
                 "This Idempotency-Key was used for another request. Use a new key for a new request.",
                 code="idempotency_conflict",
             )
+        if accepted.verdict in ("over", "unready"):
+            raise _beyond(accepted)
         return accepted.job_id
 
     async def _send(self) -> None:
@@ -85,3 +90,15 @@ class Intake:
         for _, future in call:
             if not future.done():
                 future.set_exception(failure)
+
+
+def _beyond(answer: Accepted) -> FabricError:
+    if answer.verdict == "unready":
+        return Unavailable(f"The budget {answer.budget} is being counted; try again.", retry_after_s=1)
+    said = f"This request could cost more than is left of the budget {answer.budget}"
+    less = "A smaller `max_tokens` or `fabric.max_cost_usd` reserves less"
+    if not answer.budget_end_ms:
+        return BudgetUsedUp(f"{said}. {less}; the operator can raise the budget.")
+    end = datetime.fromtimestamp(answer.budget_end_ms / 1000, UTC)
+    left_s = max(1.0, answer.budget_end_ms / 1000 - time.time())
+    return BudgetExceeded(f"{said}, which begins again at {end:%Y-%m-%d %H:%M} UTC. {less}.", retry_after_s=left_s)

@@ -15,7 +15,7 @@ from fabric.contracts.openai import FabricOptions, Shape
 from fabric.contracts.refusal import refusal
 from fabric.contracts.request import InferenceRequest, json_object
 from fabric.gateway import describe
-from fabric.gateway.admission import admitted
+from fabric.gateway.admission import admitted, charged
 from fabric.gateway.body import read_body
 from fabric.gateway.caller import Caller, Identified
 from fabric.gateway.gateway import Gateway, Here
@@ -64,6 +64,7 @@ async def submit(request: Request, caller: Identified, gateway: Here, _: NoParam
     )
     job = await screened(job, asked, catalog, caller, gateway.trail)
     job, shadow = admitted(job, request.headers, catalog, hash_)
+    job, shadow = charged(job, catalog), shadow and charged(shadow, catalog)
     await gateway.outlook.check(job.spec)
     job_id = await gateway.intake.accept(job)
     if shadow is not None and job_id == job.spec.id:

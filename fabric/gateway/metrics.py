@@ -86,6 +86,7 @@ class Snapshot:
     #: (tier left, tier gone to, code of the error) -> jobs
     fallbacks: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     deployments: Sequence[str] = ()
+    budgets: Mapping[str, float] = field(default_factory=dict)  #: name -> share that is spent or reserved
     counts: Counts = field(default_factory=dict)  #: of what jobs came to
 
 
@@ -119,6 +120,7 @@ class _Shared(Collector):
             yield _dead_letters(self._snapshot.parked)
             yield _label_blocks(self._snapshot.label_blocks)
             yield _fallbacks(self._snapshot.fallbacks)
+            yield _budgets(self._snapshot.budgets)
             yield _breakers(self._snapshot.deployments, self._snapshot.room)
             yield from counted.families(self._snapshot.counts)
             yield CounterMetricFamily(
@@ -161,6 +163,15 @@ def _label_blocks(blocks: Mapping[str, int]) -> Metric:
     )
     for label in PRIVACY_LABELS:
         family.add_metric([label], blocks.get(label, 0))
+    return family
+
+
+def _budgets(used: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(
+        "fabric_budget_used_ratio", "Share of a budget's window that is spent or reserved.", labels=("budget",)
+    )
+    for name, ratio in used.items():
+        family.add_metric([name], ratio)
     return family
 
 

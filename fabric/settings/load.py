@@ -65,6 +65,7 @@ def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path 
     given: dict[str, Any] = {
         "tiers": written.tiers,
         "baseline": written.baseline,
+        "budgets": written.budgets,
         "privacy": written.privacy,
         "policies": written.policies,
         "default_policy": written.default_policy,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fabric.contracts.breaker import Breaker
+from fabric.contracts.budget import Budget
 from fabric.contracts.catalog import Baseline, Catalog, Model, PrivacyRules, Tier, TierCost
 from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
@@ -74,6 +75,7 @@ class Document(Options):
     tiers: dict[Tier, TierCost] = Field(default_factory=dict)
     #: What savings are counted against where nothing better is known.
     baseline: Baseline | None = None
+    budgets: tuple[Budget, ...] = ()
 
 
 class Settings(BaseModel):

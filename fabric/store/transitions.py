@@ -81,6 +81,7 @@ class NewJob:
     """A job on its way in. ``watcher`` is the channel that gets its events, if any.
 
     ``placeholders``: of its redaction, for the record. ``blocked``: its label keeps it away from a deployment.
+    ``charges``: what to reserve of budgets (``fabric.routing.budgets``).
     """
 
     spec: JobSpec
@@ -90,14 +91,18 @@ class NewJob:
     fingerprint: str = ""
     placeholders: bytes = b""
     blocked: bool = False
+    charges: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """``exists``: the idempotency key or the id is known, ``job_id`` is the earlier job's."""
+    """``exists``: the idempotency key or the id is known, ``job_id`` is the earlier job's. ``over``: it could go
+    beyond ``budget``, whose window ends at ``budget_end_ms`` (0: never); ``unready``: that isn't open yet."""
 
-    verdict: Literal["accepted", "exists", "conflict", "full"]
+    verdict: Literal["accepted", "exists", "conflict", "full", "over", "unready"]
     job_id: str
+    budget: str = ""
+    budget_end_ms: int = 0
 
 
 def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[Accepted]]:
@@ -119,12 +124,20 @@ def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[A
             job.payload,
             job.placeholders,
             spec.privacy if job.blocked else "",
+            job.charges,
         )
     return call("accept", arguments, _accepted)
 
 
 def _accepted(answer: list[list[bytes]]) -> list[Accepted]:
-    return [Accepted(verdict.decode(), job_id.decode()) for verdict, job_id in answer]  # type: ignore[arg-type]
+    return [_one_accepted(verdict.decode(), said.decode()) for verdict, said in answer]
+
+
+def _one_accepted(verdict: Any, said: str) -> Accepted:
+    if verdict not in ("over", "unready"):
+        return Accepted(verdict, said)
+    name, _, end = said.partition(" ")
+    return Accepted(verdict, "", name, int(end))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from sqlalchemy import func, select
 from fabric.batches import feeder
 from fabric.batches import service as module
 from fabric.batches.expand import Limits
+from fabric.contracts.budget import NANO
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.job import JobState
 from fabric.ledger import batches, files, lines, usage
 from fabric.ledger.tables import batch_lines
-from fabric.store import reads, transitions
+from fabric.store import budgets, reads, transitions
 from fabric.store.transitions import Dispatch, Outcome
 
 if TYPE_CHECKING:
@@ -359,6 +360,24 @@ class TestFeeding:
             assert desk.found(batch_id).fed_until == 0
         desk.drive(lambda: desk.found(batch_id).fed_until == 200, service.round)
         assert desk.store(reads.live_count()) == 200
+
+    def test_lines_wait_for_room_in_their_budget(self, desk: Desk, line: Any) -> None:
+        models = desk.catalog.model_dump()["models"]
+        for model in models:
+            for deployment in model["deployments"]:
+                deployment["price"] = {"output_per_million": 1e6}
+        budget = {"name": "small", "usd": 10, "window": "total"}
+        desk.catalog = Catalog.model_validate({"models": models, "budgets": [budget]})
+        desk.store(budgets.open_([budgets.Opening("small", "total", None, spent=NANO)]))
+        batch_id = desk.batch([line(f"c{n}", max_tokens=2) for n in range(6)])
+        service = desk.service()
+        desk.drive(lambda: desk.store(reads.live_count()) == 4, service.round)
+        service.round()
+        assert (desk.found(batch_id).status, desk.store(reads.live_count())) == ("in_progress", 4)
+        ids = [line_job_id(batch_id, number) for number in (1, 2)]
+        desk.store(transitions.cancel(ids))
+        desk.drive(lambda: desk.store(reads.live_count()) == 4, service.round)
+        assert desk.store(budgets.balances([("small", "total")])) == [budgets.Balance(8 * NANO, NANO)]
 
 
 class TestManyBatches:

@@ -47,6 +47,7 @@ PLAIN: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/v1/models"): {},
     ("get", "/v1/tiers"): {},
     ("get", "/v1/usage"): {},
+    ("get", "/v1/budgets"): {},
     ("get", "/v1/costs"): {},
     ("get", "/v1/costs/summary"): {},
     ("get", "/metrics"): {},

@@ -41,9 +41,9 @@ class Jobs:
     def accept(self, *jobs: NewJob, limit: int = 1_000) -> list[Accepted]:
         return self.store(transitions.accept(jobs, limit=limit))
 
-    def queued(self, *, watcher: str = "", payload: bytes = b"sealed", **fields: Any) -> str:
+    def queued(self, *, watcher: str = "", payload: bytes = b"sealed", charges: str = "", **fields: Any) -> str:
         spec = self.spec(**fields)
-        (answer,) = self.accept(NewJob(spec, payload, watcher=watcher))
+        (answer,) = self.accept(NewJob(spec, payload, watcher=watcher, charges=charges))
         assert answer.verdict == "accepted"
         return spec.id
 

@@ -122,11 +122,11 @@ end
 
 local FIELDS = { 'state', 'attempt', 'lane', 'due', 'deployment', 'tier', 'worker', 'quiet', 'watchers',
   'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream',
-  'spec', 'history', 'left', 'dlq', 'placeholders' }
+  'spec', 'history', 'left', 'dlq', 'placeholders', 'charges' }
 
 -- What `finish` needs of a running job. Each field read costs, and most jobs end without a detour.
 local ENDING = { 'state', 'attempt', 'deployment', 'tier', 'worker', 'quiet', 'watchers', 'accepted_at',
-  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec', 'history', 'placeholders' }
+  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec', 'history', 'placeholders', 'charges' }
 
 -- The record's bookkeeping as a table, or nil when there is no such job.
 local function load(id, names)
@@ -332,6 +332,53 @@ local function more_json(measures, decision)
     .. ((decision and decision ~= '') and ',"decision":' .. decision or '')
 end
 
+-- Budgets: what a job may cost at worst is reserved when it comes in, and at its end what it did cost takes the
+-- reservation's place. `charges`: a line 'NAME WINDOW LIMIT AMOUNT END' for each budget, as in fabric/routing/budgets.py.
+local CHARGE = '(%S+) (%S+) (%S+) (%S+) (%S+)'
+local function budget_key(name, window) return P .. 'budget:' .. name .. ' ' .. window end
+
+-- All of it or nothing; answers nil, or why not: 'over' or 'unready', the budget's name, the end of its window.
+local function reserve(charges)
+  for name, window, limit, amount, ends in string.gmatch(charges, CHARGE) do
+    local known = redis.call('HMGET', budget_key(name, window), 'reserved', 'spent')
+    if not known[1] then return 'unready', name, ends end
+    if limit ~= '-' and known[1] + known[2] + amount > tonumber(limit) then return 'over', name, ends end
+  end
+  for name, window, _, amount in string.gmatch(charges, CHARGE) do
+    redis.call('HINCRBY', budget_key(name, window), 'reserved', amount)
+  end
+end
+
+-- What an attempt's tokens cost, in billionths of a US dollar: time on the operator's own machines isn't counted,
+-- and measures that can't be read must not stop an outcome half way.
+local function billed(measures)
+  local cost, machine = tonumber(measures.cost_usd), tonumber(measures.machine_usd)
+  return math.floor(((cost or 0) - (machine or 0)) * 1e9 + 0.5)
+end
+
+-- `measures`: of the last attempt, JSON or ''. What an earlier end of the same job has settled isn't settled again.
+local function settle(id, j, measures)
+  local cost = 0
+  if measures ~= '' then
+    local readable, last = pcall(cjson.decode, measures)
+    if readable and type(last) == 'table' then cost = cost + billed(last) end
+  end
+  if j.history then
+    for _, attempt in ipairs(cjson.decode('[' .. j.history .. ']')) do
+      if type(attempt.measures) == 'table' then cost = cost + billed(attempt.measures) end
+    end
+  end
+  local before = tonumber(redis.call('HGET', job_key(id), 'settled') or 0)
+  for name, window, _, amount in string.gmatch(j.charges, CHARGE) do
+    local key = budget_key(name, window)
+    if redis.call('EXISTS', key) == 1 then
+      redis.call('HINCRBY', key, 'reserved', -amount)
+      redis.call('HINCRBY', key, 'spent', int(math.max(0, cost - before)))
+    end
+  end
+  redis.call('HSET', job_key(id), 'settled', int(math.max(before, cost)))
+end
+
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
@@ -345,6 +392,7 @@ local function finish(id, j, state, o)
     -- Measures that can't be read teach nothing: they must not stop an outcome half way.
     if measures ~= '' then pcall(learn, j, measures, now) end
   end
+  if j.charges then settle(id, j, measures) end
   if j.deadline then gather('ZREM', P .. 'deadlines', id) end
   gather('ZREM', P .. 'live', id)
   redis.call('HSET', key, 'state', state, 'finished_at', at, 'error', error, 'measures', measures)

@@ -6,6 +6,7 @@ for i = 1, #ARGV, 2 do
   local id = ARGV[i]
   local j = load(id)
   local answer = j and j.state or ''
+  if answer == 'dead' and j.charges then answer = reserve(j.charges) or answer end
   if answer == 'dead' then
     local at = int(now_ms())
     local key = job_key(id)

@@ -1,0 +1,51 @@
+"""Balances of budgets. What takes part in them is in the scripts that take jobs in and end them.
+
+One hash a budget and window: ``reserved`` for jobs that haven't ended, ``spent`` by those that have; both in
+billionths of a US dollar. There is none until it is opened: the store may have lost what was spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fabric.contracts.budget import Nano
+from fabric.store.command import Argument, Command, call
+
+#: How long the balance of a window stays after its end, in seconds: for jobs that end late.
+_KEPT_S = 45 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    reserved: Nano = 0
+    spent: Nano = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """``spent``: what the ledger knows of that window. ``end_ms``: since the epoch; ``None``: never."""
+
+    name: str
+    window: str
+    end_ms: int | None
+    spent: Nano = 0
+
+
+def open_(openings: Iterable[Opening]) -> Command[int]:
+    """Answers how many were new; the others stay as they are."""
+    arguments: list[Argument] = []
+    for opening in openings:
+        until = 0 if opening.end_ms is None else opening.end_ms // 1000 + _KEPT_S
+        arguments += (opening.name, opening.window, opening.spent, until)
+    return call("open_budgets", arguments, int)
+
+
+def balances(which: Sequence[tuple[str, str]]) -> Command[list[Balance | None]]:
+    """Of pairs of a budget's name and a window; ``None`` for one that isn't open."""
+    arguments: list[Argument] = [part for pair in which for part in pair]
+
+    def parse(answer: list[list[bytes]]) -> list[Balance | None]:
+        return [Balance(int(pair[0]), int(pair[1])) if pair else None for pair in answer]
+
+    return call("balances", arguments, parse)

@@ -1,0 +1,159 @@
+"""Budgets at the door: what could go beyond one is refused, whichever gateway it comes to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fabric.contracts.budget import NANO, window_at
+from fabric.contracts.catalog import Catalog
+from fabric.contracts.job import JobState, Measures, Usage
+from fabric.store import Store, budgets, reads, transitions
+from fabric.store.budgets import Opening
+from fabric.store.transitions import Dispatch, Outcome
+
+if TYPE_CHECKING:
+    from fabric.gateway import GatewaySettings
+    from tests.gateway.conftest import Served
+
+CHAT = "/v1/chat/completions"
+#: 1 US dollar for each of at most 5 tokens of an answer, and nothing for the question.
+COST_USD = 5.0
+CATALOG = Catalog.model_validate(
+    {
+        "models": [
+            {
+                "name": "small",
+                "deployments": [
+                    {
+                        "name": "dear",
+                        "engine": "mock",
+                        "tier": "cloud",
+                        "capabilities": ["chat"],
+                        "price": {"input_per_million": 0, "output_per_million": 1e6},
+                    },
+                ],
+            }
+        ],
+        "budgets": [
+            {"name": "daily", "usd": 100, "window": "day"},
+            {"name": "project", "usd": 12, "window": "total", "tag": "project"},
+            {"name": "watched", "usd": 1, "window": "month", "tag": "watched", "hard": False},
+        ],
+    }
+)
+
+
+def open_all(store: Store) -> None:
+    now_ms = int(time.time() * 1000)
+    windows = [(budget, window_at(budget.window, now_ms)) for budget in CATALOG.budgets]
+    store(budgets.open_([Opening(budget.name, window.name, window.end_ms) for budget, window in windows]))
+
+
+def job(*tags: str, **options: Any) -> dict[str, Any]:
+    body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    return {"endpoint": CHAT, "body": body, "fabric": {"tags": list(tags), **options}}
+
+
+@pytest.fixture
+def budgeted(serve: Callable[..., Served], settings: GatewaySettings) -> Served:
+    return serve(replace(settings, catalog=CATALOG))
+
+
+def test_a_budget_that_nobody_has_counted_yet_is_waited_for(budgeted: Served) -> None:
+    answer = budgeted.http().post("/v1/jobs", json=job())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_beyond_it_nothing_gets_in(budgeted: Served, store: Store) -> None:
+    open_all(store)
+    http = budgeted.http()
+    assert [http.post("/v1/jobs", json=job("project")).status_code for _ in range(3)] == [202, 202, 402]
+    refused = http.post(CHAT, json=job("project")["body"] | {"fabric": {"tags": ["project"]}})
+    assert refused.status_code == 402
+    error = refused.json()["error"]
+    assert (error["code"], error["type"]) == ("budget_exceeded", "insufficient_quota")
+    assert "project" in error["message"]
+    # Less fits.
+    assert http.post("/v1/jobs", json=job("project", max_cost_usd=2.0)).status_code == 202
+    assert http.post("/v1/jobs", json=job("project", max_cost_usd=0.5)).status_code == 402
+    assert http.post("/v1/jobs", json=job()).status_code == 202
+
+
+def test_a_window_says_when_it_begins_again(budgeted: Served, store: Store) -> None:
+    open_all(store)
+    http = budgeted.http()
+    codes = [http.post("/v1/jobs", json=job()).status_code for _ in range(21)]
+    assert codes == [202] * 20 + [429]
+    refused = http.post("/v1/jobs", json=job())
+    end_ms = window_at("day", int(time.time() * 1000)).end_ms
+    assert end_ms is not None
+    assert abs(float(refused.headers["retry-after"]) - (end_ms / 1000 - time.time())) < 60
+
+
+def test_one_that_only_counts_refuses_nothing(budgeted: Served, store: Store) -> None:
+    open_all(store)
+    http = budgeted.http()
+    assert http.post("/v1/jobs", json=job("watched")).status_code == 202
+    shown = {budget["name"]: budget for budget in http.get("/v1/budgets").json()["data"]}
+    assert shown["watched"]["reserved_usd"] == COST_USD
+    assert (shown["watched"]["left_usd"], shown["watched"]["hard"]) == (0, False)
+    assert shown["daily"]["left_usd"] == 95
+    assert shown["project"]["window_end_ms"] is None
+    assert budgeted.metric("fabric_budget_used_ratio", budget="watched") == COST_USD
+
+
+def test_the_reservation_is_the_cap_of_all_attempts(budgeted: Served, store: Store) -> None:
+    open_all(store)
+    job_id = budgeted.http().post("/v1/jobs", json=job("project")).json()["id"]
+    record = store(reads.job(job_id))
+    assert record is not None
+    assert record.spec.max_cost_usd == COST_USD
+
+
+def test_many_at_once_over_three_gateways_never_go_beyond(
+    serve: Callable[..., Served], settings: GatewaySettings, store: Store
+) -> None:
+    """Jobs are settled while others come in: in the end as much was spent as the ledger of this test says."""
+    open_all(store)
+    gateways = [serve(replace(settings, catalog=CATALOG)) for _ in range(3)]
+    clients = [gateway.http() for gateway in gateways]
+
+    def submit(number: int) -> str | None:
+        answer = clients[number % 3].post("/v1/jobs", json=job("watched"))
+        assert answer.status_code in (202, 429)
+        return answer.json()["id"] if answer.status_code == 202 else None
+
+    spent = 0
+    accepted: list[str] = []
+    with ThreadPoolExecutor(24) as threads:
+        for wave in range(10):
+            accepted += [job_id for job_id in threads.map(submit, range(100)) if job_id]
+            room = store(transitions.room())
+            taken = store(transitions.take([(lane.name, 1_000) for lane in room.lanes]))
+            ids = [each.spec.id for each in taken]
+            attempts = store(transitions.dispatch([Dispatch(each, "dear", "cloud", b"{}") for each in ids]))
+            claimed = store(transitions.claim("w1", list(zip(ids, attempts, strict=True))))
+            cost = (wave % 5 + 1) * 0.5
+            measures = Measures(engine_s=1, usage=Usage(1, 5), cost_usd=cost).dump()
+            ends = [Outcome(c.spec.id, c.attempt, JobState.SUCCEEDED, b"{}", measures=measures) for c in claimed]
+            assert sum(store(transitions.commit(ends))) == len(ids)
+            spent += round(len(ids) * cost * NANO)
+            daily, watched = _balances(store)
+            assert daily.spent + daily.reserved <= 100 * NANO
+            assert (daily.spent, watched.spent, daily.reserved) == (spent, spent, 0)
+    assert 20 < len(accepted) < 1_000
+    assert 100 - 2 * COST_USD <= spent / NANO <= 100
+
+
+def _balances(store: Store) -> list[budgets.Balance]:
+    now_ms = int(time.time() * 1000)
+    names = [("daily", window_at("day", now_ms).name), ("watched", window_at("month", now_ms).name)]
+    found = [balance for balance in store(budgets.balances(names)) if balance is not None]
+    assert len(found) == 2
+    return found
