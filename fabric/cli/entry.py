@@ -26,7 +26,7 @@ _COMMANDS = {
     "batch": ("batch", "Run files of requests."),
     "jobs": ("jobs", "List, show and cancel jobs."),
     "route": ("route", "Show where a request would go, and why."),
-    "policy": ("policy", "Check policies, and explain a job's decision."),
+    "policy": ("policy", "Check and try policies, and explain a job's decision."),
     "usage": ("usage", "Show requests and tokens."),
     "costs": ("costs", "Show what it cost, and what was saved."),
     "budgets": ("budgets", "Show budgets, and what is left of them."),

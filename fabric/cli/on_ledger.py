@@ -53,6 +53,11 @@ class OnLedger:
         return Head.parse(text) if text else None
 
     @property
+    def store_runs(self) -> bool:
+        """Whether there may be a store to ask: the embedded one stops with its fabric."""
+        return not self._stopped
+
+    @property
     def _stopped(self) -> bool:
         return self.settings.socket is not None and not self.settings.socket.exists()
 

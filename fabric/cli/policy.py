@@ -9,6 +9,7 @@ import click
 
 from fabric.cli.decision import show_decision
 from fabric.cli.output import json_option, print_json, print_table
+from fabric.cli.simulate import simulate
 from fabric.contracts.catalog import PRIVACY_LABELS, Catalog, Model, Privacy
 from fabric.contracts.errors import ConfigError, NotFound
 from fabric.contracts.rule import Rule
@@ -16,7 +17,10 @@ from fabric.contracts.rule import Rule
 
 @click.group()
 def policy() -> None:
-    """Check policies, and explain a job's decision."""
+    """Check and try policies, and explain a job's decision."""
+
+
+policy.add_command(simulate)
 
 
 @policy.command()

@@ -36,7 +36,8 @@ _ADAPTERS: dict[str, TypeAdapter[ChatCompletionRequest | CompletionRequest | Emb
     "/v1/completions": TypeAdapter(CompletionRequest),
     "/v1/embeddings": TypeAdapter(EmbeddingRequest),
 }
-_CAPABILITY = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
+#: What a deployment must be able to do for an endpoint.
+CAPABILITY = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/embeddings": "embeddings"}
 
 #: The fabric's own business, and fields that are only accepted where they change nothing.
 _NOT_FOR_ENGINES = frozenset(
@@ -183,7 +184,7 @@ def _answers(body: dict[str, Any]) -> int:
 
 
 def _needs(endpoint: str, raw: dict[str, Any]) -> tuple[str, ...]:
-    needs = [_CAPABILITY[endpoint]]
+    needs = [CAPABILITY[endpoint]]
     if raw.get("tools"):
         needs.append("tools")
     if (raw.get("response_format") or {}).get("type") in ("json_schema", "json_object"):

@@ -239,6 +239,13 @@ def page(
     return [_row(row) for row in rows[:limit]], len(rows) > limit
 
 
+def finished_since(connection: Connection, since_ms: int, *, limit: int) -> list[Used]:
+    """Ends of all tenants' jobs, the newest first."""
+    query = select(*_COLUMNS).where(usage.c.finished_ms >= since_ms, usage.c.requests == 1)
+    rows = connection.execute(query.order_by(usage.c.finished_ms.desc(), usage.c.job_id).limit(limit))
+    return [_row(row) for row in rows]
+
+
 def mark(used: Used) -> tuple[int, str, int]:
     """Where a page goes on."""
     return used.finished_ms, used.job_id, used.attempt

@@ -1,0 +1,90 @@
+"""``fabric policy simulate``: the ledger's jobs under another file."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fabric.cli.entry import run
+from fabric.contracts.completion import Completion
+from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.terms import Privacy
+from fabric.ledger import Ledger, upgrade, usage
+
+NOW = """
+models:
+  - name: m
+    deployments:
+      - {name: home, engine: mock, tier: cpu}
+      - {name: away, engine: mock, tier: cloud, price: {output_per_million: 1000}}
+"""
+CLOUDY = NOW + "default_policy: cloud-first\n"
+OPEN = CLOUDY + "privacy:\n  restricted: {tiers: [cpu, gpu, cloud]}\n"
+
+
+def done(number: int, privacy: Privacy, ago_s: float) -> Completion:
+    at_ms = int((time.time() - ago_s) * 1000)
+    return Completion(
+        entry_id=f"{number}-1",
+        spec=JobSpec(id=f"job_{number:026}", endpoint="/v1/chat/completions", model="m", privacy=privacy),
+        state=JobState.SUCCEEDED,
+        attempt=1,
+        deployment="home",
+        tier="cpu",
+        worker="w",
+        accepted_ms=at_ms,
+        dispatched_ms=at_ms,
+        claimed_ms=at_ms,
+        finished_ms=at_ms,
+        measures=Measures(engine_s=1, usage=Usage(10, 1_000), cost_usd=0.5, machine_usd=0.5),
+        error=None,
+        result=None,
+    )
+
+
+@pytest.fixture(autouse=True)
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a configuration, a ledger of three jobs, and two files to try."""
+    monkeypatch.chdir(tmp_path)
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    monkeypatch.setenv("FABRIC_DATABASE_URL", url)
+    upgrade(url)
+    with closing(Ledger(url)) as ledger:
+        ledger.write(usage.add, [done(1, "internal", 60), done(2, "restricted", 60), done(3, "internal", 30 * 86_400)])
+    for name, text in (("fabric", NOW), ("cloudy", CLOUDY), ("open", OPEN)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_what_would_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["policy", "simulate", "cloudy.yaml", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["jobs"], shown["moved"], shown["crossings"]) == (2, 1, 0)
+    assert shown["before"]["deployments"] == {"home": 2}
+    assert shown["after"]["tiers"] == {"cloud": 1, "cpu": 1}
+    assert shown["cost_difference_usd"] == pytest.approx(1.0)
+    assert shown["actual"]["cost_usd"] == 0
+
+
+def test_how_far_back_and_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, jobs in ((["--since", "60d"], 3), (["--limit", "1"], 1)):
+        assert run(["policy", "simulate", "cloudy.yaml", "--json", *options]) == 0
+        assert json.loads(capsys.readouterr().out)["jobs"] == jobs
+    assert run(["policy", "simulate", "cloudy.yaml", "--since", "whenever"]) == 2
+
+
+def test_a_crossing_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["policy", "simulate", "open.yaml"]) == 1
+    shown = capsys.readouterr().out
+    assert "2 jobs, 2 would go elsewhere than now, 1 label crossings" in shown
+    assert "$2.0000" in shown
+
+
+def test_a_wrong_file_is_told(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (house / "wrong.yaml").write_text("modells: []\n")
+    assert run(["policy", "simulate", "wrong.yaml"]) == 78
+    assert "wrong.yaml:1" in capsys.readouterr().err
