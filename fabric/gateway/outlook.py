@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 FRESH_S = 0.25
 
 
-def world_now(room: Room, experience: Experience, catalog: Catalog) -> World:
-    """As it is for a job that comes now and lines up behind those that wait."""
-    waiting: Counter[tuple[str, Priority]] = Counter()
+#: Jobs by model and class.
+Came = Counter[tuple[str, Priority]]
+_NOBODY: Came = Counter()
+
+
+def world_now(room: Room, experience: Experience, catalog: Catalog, came: Came = _NOBODY) -> World:
+    """As it is for a job that comes now and lines up behind those that wait. ``came``: jobs that aren't in ``room``
+    yet."""
+    waiting = came.copy()
     for lane in room.lanes:
         waiting[lane.model, lane.priority] += lane.length
     now_ms = time.time_ns() // 1_000_000
@@ -39,12 +45,16 @@ def world_now(room: Room, experience: Experience, catalog: Catalog) -> World:
 
 
 class Outlook:
-    """However many requests with deadlines come, the store is read four times a second at most; without any, never."""
+    """However many requests with deadlines come, the store is read four times a second at most; without any, never.
+
+    What came in through this gateway since then counts, so that a burst is told at once that it is one.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._seen: tuple[Room, Experience] | None = None
         self._until_s = 0.0
+        self._came: Came = Counter()
         self._reading: asyncio.Task[tuple[Room, Experience]] | None = None
 
     async def check(self, spec: JobSpec) -> None:
@@ -54,19 +64,20 @@ class Outlook:
             InvalidRequest: it can't be met at all.
             Unavailable: the store is away.
         """
-        if spec.deadline_ms is None:
-            return
-        room, experience = await self._now()
-        gateway = self._gateway
-        catalog, seen = gateway.catalog, world_now(room, experience, gateway.catalog)
-        error = too_near(spec, decide(spec, catalog, gateway.policy_hash, seen), catalog, seen)
-        if error is not None:
-            raise error
+        if spec.deadline_ms is not None:
+            room, experience = await self._now()
+            gateway = self._gateway
+            catalog, seen = gateway.catalog, world_now(room, experience, gateway.catalog, self._came)
+            error = too_near(spec, decide(spec, catalog, gateway.policy_hash, seen), catalog, seen)
+            if error is not None:
+                raise error
+        self._came[spec.model, spec.priority] += 1
 
     async def _now(self) -> tuple[Room, Experience]:
         if self._seen is not None and time.monotonic() < self._until_s:
             return self._seen
         if self._reading is None:
+            self._came = Counter()
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._done)
         return await asyncio.shield(self._reading)
