@@ -59,7 +59,7 @@ class AnthropicBatches:
         return b'{"requests":[' + b",".join(lines) + b"]}"
 
     async def create(self, group: Group, prepared: bytes) -> str:
-        return self._id(await self._object("POST", _PATH, prepared))
+        return self._id(await self._object("POST", _PATH, prepared, once=True))
 
     async def find(self, group: Group, not_these: Collection[Any]) -> str | None:
         page = await self._object("GET", f"{_PATH}?limit={_PAGE}")
@@ -93,8 +93,8 @@ class AnthropicBatches:
     async def close(self) -> None:
         await self._api.close()
 
-    async def _object(self, method: str, path: str, content: bytes = b"") -> dict[str, Any]:
-        async with self._api.send(method, path, content) as exchange:
+    async def _object(self, method: str, path: str, content: bytes = b"", *, once: bool = False) -> dict[str, Any]:
+        async with self._api.send(method, path, content, once=once) as exchange:
             body = await exchange.whole()
         try:
             return json_object(body)

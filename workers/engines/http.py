@@ -96,9 +96,18 @@ class Api:
 
     @asynccontextmanager
     async def send(
-        self, method: str, path: str, content: bytes = b"", *, content_type: str | None = None, stream: bool = False
+        self,
+        method: str,
+        path: str,
+        content: bytes = b"",
+        *,
+        content_type: str | None = None,
+        stream: bool = False,
+        once: bool = False,
     ) -> AsyncIterator[Exchange]:
         """Sends when the rate limit allows it. Leaving before the answer's end closes the connection.
+
+        ``once``: never sent a second time, as it is where a kept connection turns out to be closed.
 
         Raises:
             RateLimited: the limit is spent for longer than ``limit_wait_s``; nothing was sent.
@@ -118,7 +127,7 @@ class Api:
         try:
             async with asyncio.timeout_at(min(first, end)) as clock:
                 response = await self._transport.handle_async_request(
-                    self._request(method, path, content, content_type)
+                    self._request(method, path, content, content_type, once=once)
                 )
                 self._reach.found()
                 try:
@@ -181,7 +190,9 @@ class Api:
         """What ``error`` means once tokens are out: no second try may follow."""
         return self.faults.broken(f"The stream broke after its first token. {error.message}")
 
-    def _request(self, method: str, path: str, content: bytes, content_type: str | None = None) -> httpx.Request:
+    def _request(
+        self, method: str, path: str, content: bytes, content_type: str | None = None, *, once: bool = False
+    ) -> httpx.Request:
         url = self._urls.get(path)
         if url is None:
             url = httpx.URL(str(self._base).rstrip("/") + _queried(path, self._query))
@@ -192,8 +203,8 @@ class Api:
             headers = [sent_as if name == b"content-type" else (name, value) for name, value in self._headers]
         else:
             headers = self._headers
-        timeout = {"connect": self.options.connect_timeout_s}
-        return httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
+        extensions = {"timeout": {"connect": self.options.connect_timeout_s}, "once": once}
+        return httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
 
     async def _refused(self, exchange: Exchange, round_: int) -> FabricError:
         exchange.tick()

@@ -89,7 +89,7 @@ class OpenAIBatches:
         )
 
     async def create(self, group: Group, prepared: bytes) -> str:
-        return self._id(await self._object("POST", "/batches", prepared))
+        return self._id(await self._object("POST", "/batches", prepared, once=True))
 
     async def find(self, group: Group, not_these: Collection[Any]) -> str | None:
         after = ""
@@ -135,8 +135,10 @@ class OpenAIBatches:
     async def close(self) -> None:
         await self._api.close()
 
-    async def _object(self, method: str, path: str, content: bytes = b"", kind: str | None = None) -> dict[str, Any]:
-        async with self._api.send(method, path, content, content_type=kind) as exchange:
+    async def _object(
+        self, method: str, path: str, content: bytes = b"", kind: str | None = None, *, once: bool = False
+    ) -> dict[str, Any]:
+        async with self._api.send(method, path, content, content_type=kind, once=once) as exchange:
             body = await exchange.whole()
         try:
             return json_object(body)

@@ -46,7 +46,8 @@ class KeepAliveTransport(httpx.AsyncBaseTransport):
         """
         message = _message(request)
         place = _place(request.url)
-        kept = self._take(place)
+        # On a new connection nobody can say afterwards that it was closed before the request came.
+        kept = None if request.extensions.get("once") else self._take(place)
         if kept is not None:
             try:
                 return await self._ask(kept, place, message)
