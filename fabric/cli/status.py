@@ -41,9 +41,12 @@ def status(only_url: bool, as_json: bool) -> None:
 
 def _print_tiers(tiers: Sequence[dict[str, Any]]) -> None:
     print_table(
-        ("TIER", "DEPLOYMENT", "MODEL", "ENGINE", "WORKERS", "SLOTS", "BUSY", "BREAKER"),
+        ("TIER", "DEPLOYMENT", "MODEL", "ENGINE", "WORKERS", "STATE", "SLOTS", "BUSY", "BREAKER"),
         [
-            (tier["tier"], d["name"], d["model"], d["engine"], d["workers"], d["slots"], d["busy"], _breaker(d))
+            (
+                *(tier["tier"], d["name"], d["model"], d["engine"], d["workers"]),
+                *(_states(d), d["slots"], d["busy"], _breaker(d)),
+            )
             for tier in tiers
             for d in tier["deployments"]
         ],
@@ -55,6 +58,14 @@ def _breaker(deployment: dict[str, Any]) -> str:
     if breaker["state"] != "open":
         return str(breaker["state"]).replace("_", " ")
     return f"open until {local_time(breaker['until_ms'] / 1000)} ({breaker['reason']})"
+
+
+def _states(deployment: dict[str, Any]) -> str | None:
+    """``loaded``, or with numbers where the workers differ: ``2 loaded, 1 away``."""
+    states = deployment["states"]
+    if len(states) <= 1:
+        return next(iter(states), None)
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
 
 
 def _print_config(config: dict[str, Any] | None) -> None:

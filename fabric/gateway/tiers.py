@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter
@@ -24,7 +25,8 @@ router = APIRouter(tags=["tiers"], responses=describe.ERRORS, default_response_c
 async def list_tiers(caller: Identified, gateway: Here, _: NoParameters) -> Response:
     """`slots`: requests that engines run at once; `busy`: jobs sent to workers that haven't ended; `backlog`:
     jobs that wait and could run there (one that could run in two places counts for both); `dead_letters`: jobs that
-    are out of tries there and wait for their next place; `breaker`: whether jobs are let through. `config`: the
+    are out of tries there and wait for their next place; `breaker`: whether jobs are let through; `states`: on how
+    many workers it is `loaded`, `loading`, `evicted` (it is loaded when it is asked for) or `away`. `config`: the
     rules in force, and what is wrong with the configuration file if it has changed and doesn't count."""
     shown = listed(tiers(gateway.catalog, await gateway.ask(transitions.room())))
     return Json({**shown, "config": gateway.configuration.shown()})
@@ -63,6 +65,7 @@ def _deployment(model: str, deployment: Deployment, room: Room) -> dict[str, Any
         "workers": len(workers),
         "draining": sum(worker.draining for worker in workers),
         "slots": sum(worker.slots.get(deployment.name, 0) for worker in workers if not worker.draining),
+        "states": dict(Counter(state for worker in workers if (state := worker.states.get(deployment.name)))),
         "busy": room.busy.get(deployment.name, 0),
         "backlog": sum(lane.length for lane in room.lanes if lane.model == model),
         "breaker": _breaker(room.breakers.get(deployment.name)),

@@ -31,20 +31,25 @@ class Api:
         self.refused: list[float] = []
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
         assert self._started.wait(30)
 
     def _run(self) -> None:
-        async def start() -> None:
+        async def play() -> None:
+            self._stop = asyncio.Event()
             server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
             self._started.set()
+            await self._stop.wait()
+            server.close()
 
-        self._loop.run_until_complete(start())
-        self._loop.run_forever()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # cancels what is left of connections
+            runner.run(play())
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -283,6 +283,18 @@ async def test_slots_follow_the_load(engine: VllmEngine, play: Play) -> None:
     await until(lambda: engine.slots == 512)
 
 
+async def test_slots_follow_the_time_to_the_first_token(engine: VllmEngine, play: Play) -> None:
+    name = b"vllm:time_to_first_token_seconds"
+    for count in range(1, 1_000):  # one more each time, and each of them late
+        play.say("metrics", IDLE + name + b"_count %d\n" % count + name + b"_sum %d\n" % (count * 60))
+        await asyncio.sleep(0.02)
+        if engine.slots == 64:
+            break
+    assert engine.slots == 64  # an eighth
+    play.say("metrics", IDLE)
+    await until(lambda: engine.slots == 512)
+
+
 # A server that runs already.
 
 
@@ -312,8 +324,10 @@ async def test_attaching(
     url = provider.url.removesuffix("/v1") + suffix
     engine = VllmEngine(deployment(base_url=url, api_key_env="GPU_KEY"))
     await engine.start()
+    assert engine.context == 8192  # what the server has, not what the deployment says
     await run(engine)({"prompt": "x"}, endpoint="/v1/completions")
     await engine.close()
+    assert engine.context is None
     asked = next(r for r in provider.received if r.method == "POST")
     assert asked.path == "/v1/completions"
     assert asked.headers["authorization"] == "Bearer gpu-4711"

@@ -77,3 +77,27 @@ def test_a_short_queue_stays_where_requests_wait(running: int, waiting: int, kv_
 @given(st.integers(1, 2000), st.integers(0, 2000), st.floats(KV_FULL, 1), sizes)
 def test_a_full_cache_gets_nothing_more(running: int, waiting: int, kv_usage: float, configured: int) -> None:
     assert slots_for(Load(running, waiting, kv_usage), configured) <= running
+
+
+def test_first_tokens_of_all_engines_are_added_up() -> None:
+    name = b"vllm:time_to_first_token_seconds"
+    more = b"".join(
+        name + b'_%b{engine="%d"} %d\n' % (kind, engine, value)
+        for kind, engine, value in ((b"count", 0, 3), (b"count", 1, 1), (b"sum", 0, 6), (b"sum", 1, 2))
+    )
+    load = parse_load(METRICS + name + b'_bucket{engine="0",le="1"} 99\n' + more)
+    assert load == Load(15, 2, 0.5, first_tokens=4, first_tokens_s=8.0)
+    assert load.first_token_s(None) is None  # since when isn't known
+    assert load.first_token_s(load) is None  # none came
+    assert load.first_token_s(Load(0, 0, 0.0, 2, 3.0)) == 2.5
+    assert load.first_token_s(Load(0, 0, 0.0, 900, 900.0)) is None  # it has been started again
+
+
+@PATIENT
+@given(loads, sizes, st.floats(0, 100))
+def test_late_first_tokens_add_nothing_but_leave_a_few(load: Load, configured: int, late_s: float) -> None:
+    slots = slots_for(load, configured, first_token_s=late_s, goal_s=10.0)
+    if late_s <= 10:
+        assert slots == slots_for(load, configured)
+    else:
+        assert 1 <= slots <= max(1, load.running, configured // 8)
