@@ -139,7 +139,9 @@ async def test_a_killed_server_costs_what_it_held_and_comes_back(
         with pytest.raises(EngineUnavailable) as error:
             await whole
         assert error.value.info.retry and error.value.info.fall_back
-        # The next request waits for the new server.
+        # Once its death has been noticed the next request waits for the new server.
+        while engine._running.pid == pid:
+            await asyncio.sleep(0.01)
         assert (await caller(engine).chat(temperature=0)).texts[0]
         assert engine._running.pid not in (None, pid)
 
