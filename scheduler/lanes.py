@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.decision import Decision
-from fabric.contracts.job import DUE_MS, PRIORITIES, JobSpec
+from fabric.contracts.job import DUE_MS, PRIORITIES, JobSpec, Priority
 from fabric.routing import World, waits_for
 from fabric.store.transitions import Lane, dead_queue, side_lane
+from scheduler.fair_share import FairShare, Kind
 
 #: Jobs taken in one round. More means fewer round trips, and a longer wait for who comes just after.
 ROUND = 512
@@ -31,32 +34,39 @@ _TOP_UP = 4
 _CHUNK = 64
 
 
-def order(lanes: Iterable[Lane], now_ms: int) -> list[Lane]:
-    """By class and then by due time; but in one turn of eight whoever has waited longest goes first, so
-    that no class starves under another one, however much of that comes."""
+def bands(lanes: Iterable[Lane], now_ms: int) -> list[list[Lane]]:
+    """Lanes that are served one after the other: a class each, the earliest due time first. In one turn of eight it
+    is all of them, by how long they have waited, so that no class starves under another one, however much of that
+    comes."""
     if now_ms // _TURN_MS % _TURNS == 0:
-        return sorted(lanes, key=lambda lane: (lane.due_ms - DUE_MS[lane.priority], lane.name))
-    return sorted(lanes, key=lambda lane: (PRIORITIES.index(lane.priority), lane.due_ms, lane.name))
+        return [sorted(lanes, key=lambda lane: (lane.due_ms - DUE_MS[lane.priority], lane.name))]
+    by_class: dict[Priority, list[Lane]] = {priority: [] for priority in PRIORITIES}
+    for lane in sorted(lanes, key=lambda lane: (lane.due_ms, lane.name)):
+        by_class[lane.priority].append(lane)
+    return [band for band in by_class.values() if band]
 
 
-def share_out(lanes: Iterable[Lane], world: World, catalog: Catalog, rules: str, now_ms: int) -> list[tuple[str, int]]:
-    """How many jobs to take from which lane, in order. ``rules`` names what places were worked out under
-    (``routing.places_tag``)."""
+def share_out(
+    lanes: Sequence[Lane], world: World, catalog: Catalog, rules: str, now_ms: int, fair: FairShare
+) -> list[tuple[str, int]]:
+    """How many jobs to take from which lane, in order: between tenants by their shares, and among the lanes of those
+    that have credit by due time. ``rules`` names what places were worked out under (``routing.places_tag``)."""
+    fair.settle(_kind(lane) for lane in lanes)
     used: Counter[str] = Counter()
-    takes: list[tuple[str, int]] = []
+    takes: Counter[str] = Counter()
     left = ROUND
-    for lane in order(lanes, now_ms):
-        if left <= 0:
-            break
-        places = places_of(lane, catalog, rules)
-        if places is None:
-            got = min(lane.length, _STRAYS, left)
-        else:
-            got = _room(lane, places, world, used, min(lane.length, left))
-        if got:
-            takes.append((lane.name, got))
-            left -= got
-    return takes
+    for band in bands(lanes, now_ms):
+        known: dict[str, list[_Open]] = {}
+        for lane in band:
+            places = places_of(lane, catalog, rules)
+            if places is not None:
+                known.setdefault(lane.model, []).append(_open(lane, places, world, used))
+            elif left and (strays := min(lane.length, _STRAYS, left)):
+                takes[lane.name] += strays
+                left -= strays
+        for of_model in known.values():
+            left -= _deal(of_model, used, left, takes, fair)
+    return list(takes.items())
 
 
 def drain(dead: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -64,19 +74,64 @@ def drain(dead: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(dead_queue(tier), min(jobs, _STRAYS)) for tier, jobs in dead.items()]
 
 
-def _room(lane: Lane, places: Sequence[Deployment], world: World, used: Counter[str], wanted: int) -> int:
-    got = 0
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A lane and the places that would take its jobs in this round, with how many each."""
+
+    lane: Lane
+    free: dict[str, int]
+
+    def room(self, used: Mapping[str, int]) -> int:
+        return sum(max(0, free - used[name]) for name, free in self.free.items())
+
+
+def _open(lane: Lane, places: Iterable[Deployment], world: World, used: Mapping[str, int]) -> _Open:
+    free = {}
     for deployment in places:
         state = world.of(deployment.name)
-        free = state.free(interactive=lane.priority == "interactive") - used[deployment.name]
-        worth_it = max(1, min(_CHUNK, state.slots // _TOP_UP))
+        most = state.free(interactive=lane.priority == "interactive")
         # A breaker's probe is one job: it never waits for more.
-        if lane.priority == "batch" and state.breaker is None and free < min(lane.length, worth_it):
+        if lane.priority == "batch" and state.breaker is None:
+            worth_it = max(1, min(_CHUNK, state.slots // _TOP_UP))
+            if most - used[deployment.name] < min(lane.length, worth_it):
+                continue
+        free[deployment.name] = most
+    return _Open(lane, free)
+
+
+def _deal(lanes: Sequence[_Open], used: Counter[str], most: int, takes: Counter[str], fair: FairShare) -> int:
+    """Shares out the room of one model between the tenants of ``lanes``, which are in order. Adds to ``used`` and
+    ``takes``; answers how many jobs that is."""
+    spent: dict[Kind, float] = {}
+    dealt = 0
+    while dealt < most:
+        could = [it for it in lanes if takes[it.lane.name] < it.lane.length and it.room(used)]
+        if not could:
+            break
+        kinds = {_kind(it.lane) for it in could}
+        with_credit = (it for it in could if fair.credit(_kind(it.lane)) > spent.get(_kind(it.lane), 0.0))
+        first = next(with_credit, None)
+        if first is None:
+            fair.next_turn(kinds, spent)
             continue
-        share = max(0, min(free, wanted - got))
-        used[deployment.name] += share
-        got += share
-    return got
+        lane, kind = first.lane, _kind(first.lane)
+        count = min(first.room(used), lane.length - takes[lane.name], most - dealt)
+        if len(kinds) > 1:
+            count = min(count, ceil((fair.credit(kind) - spent.get(kind, 0.0)) / fair.job_tokens(kind)))
+        spent[kind] = spent.get(kind, 0.0) + count * fair.job_tokens(kind)
+        if len(kinds) == 1:
+            fair.next_turn(kinds, spent)  # of what nobody else could have it owes nothing
+        takes[lane.name] += count
+        dealt += count
+        for name, free in first.free.items():
+            here = max(0, min(count, free - used[name]))
+            used[name] += here
+            count -= here
+    return dealt
+
+
+def _kind(lane: Lane) -> Kind:
+    return lane.tenant, lane.model
 
 
 def places_of(lane: Lane, catalog: Catalog, rules: str) -> Sequence[Deployment] | None:

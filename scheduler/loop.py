@@ -27,6 +27,7 @@ from fabric.routing import (
     Moment,
     World,
     decide,
+    expected_output,
     places_tag,
     policy_hash,
     policy_text,
@@ -38,6 +39,7 @@ from fabric.routing import (
 from fabric.store import Store, policies, reads, transitions
 from fabric.store.transitions import FULL, Dispatch, Rejection, Taken
 from scheduler.endings import ending
+from scheduler.fair_share import FairShare
 from scheduler.lanes import drain, share_out, waiting_lane
 
 log = logging.getLogger(__name__)
@@ -56,16 +58,18 @@ class Loop:
     def __init__(self, store: Store, sender: Sender, catalog: Catalog) -> None:
         self._store = store
         self._sender = sender
-        self.adopt(catalog)
         self._experience = Experience()
         self._read_again_s = 0.0
+        self._fair = FairShare()
         self._walls: dict[str, PrivacyRules] = {}
+        self.adopt(catalog)
 
     def adopt(self, catalog: Catalog) -> None:
         """From the next round on this catalogue counts, for jobs that wait already, too."""
         self._catalog = catalog
         self._hash = policy_hash(catalog)
         self._kept = False
+        self._fair.weigh(catalog.tenant_weights)
 
     def round(self) -> int:
         """Sends what there is room for; answers how many jobs moved.
@@ -88,7 +92,7 @@ class Loop:
             breakers=room.breakers,
         )
         tag = places_tag(self._catalog, self._hash, now_ms)
-        takes = drain(room.dead) + share_out(room.lanes, world, self._catalog, tag, now_ms)
+        takes = drain(room.dead) + share_out(room.lanes, world, self._catalog, tag, now_ms, self._fair)
         if not takes:
             return 0
         # First, so that jobs don't collect attempts that never left this process.
@@ -122,6 +126,8 @@ class Loop:
                 moved += lane != job.lane
                 continue
             used[place] += 1
+            tokens = job.spec.prompt_tokens + expected_output(job.spec, world.experience)
+            self._fair.charge((job.spec.tenant, job.spec.model), tokens)
             tier = self._catalog.by_deployment[place].tier
             limit = world.of(place).limit(interactive=interactive)
             dispatches.setdefault(place, []).append(Dispatch(job.spec.id, place, tier, dumped, limit))

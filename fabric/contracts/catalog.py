@@ -6,7 +6,7 @@ Values only. ``fabric.settings`` reads them from ``fabric.yaml`` and the environ
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,7 @@ from fabric.contracts.terms import PRIVACY_LABELS as PRIVACY_LABELS
 from fabric.contracts.terms import TIERS as TIERS
 from fabric.contracts.terms import Priority as Priority
 from fabric.contracts.terms import Privacy as Privacy
+from fabric.contracts.terms import TenantName
 from fabric.contracts.terms import Tier as Tier
 
 DataPolicy = Literal["none", "no_training", "zero_retention"]
@@ -217,6 +218,10 @@ class PrivacyRules(_Value):
         return rule
 
 
+#: A tenant with weight 2 gets twice the tokens of one with 1.
+TenantWeights = dict[TenantName, Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]]
+
+
 class Catalog(_Value):
     """All logical models, by name, all deployments, by name, and the rules by which jobs find their way to them."""
 
@@ -230,6 +235,8 @@ class Catalog(_Value):
     #: What savings are counted against where no hosted deployment of the same model is permitted.
     baseline: Baseline | None = None
     budgets: tuple[Budget, ...] = ()
+    #: Shares of the work while several tenants wait for one model; 1 for those that aren't named.
+    tenant_weights: TenantWeights = Field(default_factory=dict)
     #: In order: the first that matches counts.
     rules: tuple[Rule, ...] = ()
     #: Of the requests, for rules to read.

@@ -9,9 +9,8 @@ from pydantic import AfterValidator, Field, StringConstraints
 from fabric.contracts.catalog import Privacy, Tier
 from fabric.contracts.key import Permissions, Scope
 from fabric.contracts.openai import ModelName, Shape
+from fabric.contracts.terms import TenantName
 
-#: As long as names may live: in lanes, in lists and in labels of rules.
-TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]
 _Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,128}$")]
 _Region = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 #: Of a key that names none: all that is done within a tenant.

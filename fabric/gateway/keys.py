@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from fabric.contracts.errors import NotFound, PermissionDenied
 from fabric.contracts.ids import is_id
-from fabric.contracts.new_key import KeyRequest, RotationRequest, TenantName
+from fabric.contracts.new_key import KeyRequest, RotationRequest
 from fabric.contracts.openai import Shape
 from fabric.contracts.refusal import refusal
 from fabric.contracts.request import json_object
+from fabric.contracts.terms import TenantName
 from fabric.gateway import describe
 from fabric.gateway.body import read_body
 from fabric.gateway.caller import Caller, Identified

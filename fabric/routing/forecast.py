@@ -8,7 +8,7 @@ decode  = expected tokens x seconds per token, both learned
 
 from __future__ import annotations
 
-from math import fsum
+from math import fsum, inf
 from typing import NamedTuple
 
 from fabric.contracts.catalog import Deployment, Tier
@@ -50,13 +50,10 @@ def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float 
     measured = pace is not None and pace.samples >= ENOUGH_SAMPLES and world.now_ms - pace.updated_ms <= FRESH_MS
     if pace is None:
         pace = usual(deployment)
-    if spec.endpoint == "/v1/embeddings":
-        output = 0.0
-    else:
+    output = expected_output(spec, experience, most_output_tokens(spec, deployment))
+    if spec.endpoint != "/v1/embeddings":
         length = experience.lengths.get((spec.endpoint, spec.model))
         measured = measured and length is not None and length.samples >= ENOUGH_SAMPLES
-        mean = PRIOR_OUTPUT_TOKENS if length is None else length.mean_tokens
-        output = min(mean, most_output_tokens(spec, deployment)) * spec.answers
     prefill_s = pace.base_s + pace.per_prompt_token_s * spec.prompt_tokens
     # A provider's batch comes home whole: what counts is how long the last ones took, not the answer's length.
     service_s = pace.engine_s if deployment.waits else prefill_s + pace.per_output_token_s * output
@@ -69,6 +66,15 @@ def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float 
     wait_s = ahead_s + before * pace.engine_s / state.slots if before > 0 else ahead_s
     first_token_s = wait_s + prefill_s if pace.first_tokens and not deployment.waits else None
     return Forecast(wait_s, first_token_s, wait_s + service_s, service_s, output, measured)
+
+
+def expected_output(spec: JobSpec, experience: Experience, most: float = inf) -> float:
+    """Tokens of all its answers together, as long as answers have been lately. ``most``: of one answer."""
+    if spec.endpoint == "/v1/embeddings":
+        return 0.0
+    length = experience.lengths.get((spec.endpoint, spec.model))
+    mean = PRIOR_OUTPUT_TOKENS if length is None else length.mean_tokens
+    return min(mean, most, inf if spec.max_output_tokens is None else spec.max_output_tokens) * spec.answers
 
 
 def backlog_ahead_s(spec: JobSpec, deployments: tuple[Deployment, ...], world: World) -> float:

@@ -66,6 +66,7 @@ def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path 
         "tiers": written.tiers,
         "baseline": written.baseline,
         "budgets": written.budgets,
+        "tenant_weights": written.tenant_weights,
         "privacy": written.privacy,
         "policies": written.policies,
         "default_policy": written.default_policy,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fabric.contracts.breaker import Breaker
 from fabric.contracts.budget import Budget
-from fabric.contracts.catalog import Baseline, Catalog, Model, PrivacyRules, Tier, TierCost
+from fabric.contracts.catalog import Baseline, Catalog, Model, PrivacyRules, TenantWeights, Tier, TierCost
 from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
 
@@ -76,6 +76,8 @@ class Document(Options):
     #: What savings are counted against where nothing better is known.
     baseline: Baseline | None = None
     budgets: tuple[Budget, ...] = ()
+    #: Shares of the work while several tenants wait; of others 1.
+    tenant_weights: TenantWeights = Field(default_factory=dict)
 
 
 class Settings(BaseModel):

@@ -15,7 +15,8 @@ from fabric.contracts.decision import Decision, Scored
 from fabric.contracts.job import DUE_MS, PRIORITIES, JobSpec, Priority
 from fabric.routing import DeploymentState, World
 from fabric.store.transitions import Lane, side_lane
-from scheduler.lanes import ROUND, order, places_of, share_out, waiting_lane
+from scheduler.fair_share import FairShare
+from scheduler.lanes import ROUND, bands, places_of, share_out, waiting_lane
 
 NAMES = "abc"
 CATALOG = Catalog.model_validate(
@@ -41,8 +42,12 @@ def state(slots: int = 8, busy: int = 0, workers: int = 1) -> DeploymentState:
 
 def take(lanes: Sequence[Lane], *, now_ms: int = BY_CLASS_MS, rules: str = "r", **world: DeploymentState) -> list[int]:
     """How many of each lane."""
-    takes = dict(share_out(lanes, World(world), CATALOG, rules, now_ms))
+    takes = dict(share_out(lanes, World(world), CATALOG, rules, now_ms, FairShare()))
     return [takes.get(waiting.name, 0) for waiting in lanes]
+
+
+def order(lanes: Sequence[Lane], now_ms: int) -> list[Lane]:
+    return list(chain.from_iterable(bands(lanes, now_ms)))
 
 
 class TestOrder:
@@ -92,7 +97,7 @@ class TestShareOut:
         assert take([lane(length=3)], a=state(slots=8)) == [3]
 
     def test_nothing_without_workers(self) -> None:
-        assert share_out([lane(length=3)], World(), CATALOG, "r", 0) == []
+        assert share_out([lane(length=3)], World(), CATALOG, "r", 0, FairShare()) == []
 
     def test_the_first_lane_comes_first(self) -> None:
         assert take([lane("standard", 100), lane("interactive", 20)], a=state(slots=8)) == [0, 20]
@@ -151,7 +156,7 @@ moments = st.integers(0, 10**13)
 class TestWhatAlwaysHolds:
     @given(lanes, worlds, moments)
     def test_never_more_than_the_places_have_room_for(self, lanes: list[Lane], world: World, now_ms: int) -> None:
-        takes = dict(share_out(lanes, world, CATALOG, "r", now_ms))
+        takes = dict(share_out(lanes, world, CATALOG, "r", now_ms, FairShare()))
         wanted = {found.name: places_of(found, CATALOG, "r") for found in lanes}
         for places in chain.from_iterable(combinations(NAMES, size) for size in range(len(NAMES) + 1)):
             inside = [
@@ -165,7 +170,7 @@ class TestWhatAlwaysHolds:
 
     @given(lanes, worlds, moments)
     def test_each_lane_once_and_no_more_than_it_has(self, lanes: list[Lane], world: World, now_ms: int) -> None:
-        takes = share_out(lanes, world, CATALOG, "r", now_ms)
+        takes = share_out(lanes, world, CATALOG, "r", now_ms, FairShare())
         lengths = {found.name: found.length for found in lanes}
         assert len({name for name, _ in takes}) == len(takes)
         assert all(0 < count <= lengths[name] for name, count in takes)
@@ -173,7 +178,7 @@ class TestWhatAlwaysHolds:
 
     @given(lanes, worlds, moments)
     def test_while_there_is_room_somebody_gets_it(self, lanes: list[Lane], world: World, now_ms: int) -> None:
-        takes = share_out(lanes, world, CATALOG, "r", now_ms)
+        takes = share_out(lanes, world, CATALOG, "r", now_ms, FairShare())
         could = [
             found
             for found in lanes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -166,6 +167,29 @@ class TestRound:
         assert len(scene.sender.jobs) == 4
         assert [scene.state(job) for job in jobs].count(JobState.QUEUED) == 4
         assert scene.until_it_rests() == 0
+
+
+class TestFairShares:
+    def test_a_tenant_that_comes_late_waits_for_its_turn_and_not_for_the_others_work(self, scene: Scene) -> None:
+        first = scene.accept(3_000, priority="batch", tenant="first", prompt_tokens=50, max_output_tokens=50)
+        scene.worker(m_cpu=200)
+        scene.until_it_rests()
+        late = scene.accept(100, priority="batch", tenant="late", prompt_tokens=50, max_output_tokens=50)
+        scene.worker("w2", m_cpu=200)
+        scene.until_it_rests()
+        assert set(late) <= set(scene.sender.jobs)
+        assert len(set(first) & set(scene.sender.jobs)) == 400 + 300
+
+    def test_weights_come_with_the_catalogue(self, scene: Scene) -> None:
+        weighted = Catalog.model_validate({**CATALOG.model_dump(), "tenant_weights": {"paying": 3}})
+        scene.loop = scene.scheduler(weighted)
+        for tenant in ("paying", "trying"):
+            scene.accept(1_000, priority="batch", tenant=tenant, prompt_tokens=1_000, max_output_tokens=24)
+        scene.worker(m_cpu=128)
+        scene.until_it_rests()
+        sent = Counter(scene.record(job).spec.tenant for job in scene.sender.jobs)
+        assert sent["paying"] + sent["trying"] == 256
+        assert 180 <= sent["paying"] <= 204
 
 
 class TestJobsThatMayNotRunWhereThereIsRoom:
