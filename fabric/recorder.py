@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import Connection, exc
 
-from fabric.accounting import Notes
+from fabric.accounting import Beside, Notes
 from fabric.contracts.answer import whole
 from fabric.contracts.batch_line import error_line, output_line
 from fabric.contracts.catalog import Catalog
@@ -247,7 +247,7 @@ class Recorder:
                 self._ended(entry.completion)
         for entry in (*bad, *refused):
             self._set_aside(entry)
-        self._let_go(entries)
+        self._let_go(entries, note)
         if changed:
             self._recorded()
 
@@ -274,12 +274,14 @@ class Recorder:
         flat = [part for pair in fields for part in pair]
         self._store(Command(("XADD", BAD, "MAXLEN", "~", _BAD_KEPT, "*", "entry", entry.id, *flat), bytes))
 
-    def _let_go(self, entries: Sequence[_Entry]) -> None:
+    def _let_go(self, entries: Sequence[_Entry], beside: Beside) -> None:
         """In this order: as long as the entry is there, all of it can be done again."""
-        jobs = [entry.completion.spec.id for entry in entries if entry.completion and not entry.completion.late]
+        completions = [entry.completion for entry in entries if entry.completion]
+        jobs = [done.spec.id for done in completions if not done.late]
         if jobs:
             self._store(transitions.forget(jobs))
-        amounts = counts.tally(entry.completion for entry in entries if entry.completion)
+        amounts = counts.tally(completions)
+        beside.count_errors(amounts, completions)
         self._store(counts.let_go(GROUP, [entry.id for entry in entries], amounts))
 
     def _leave(self) -> None:

@@ -90,6 +90,7 @@ class Loop:
             experience=self._learned(),
             now_ms=now_ms,
             breakers=room.breakers,
+            filled=room.filled,
         )
         tag = places_tag(self._catalog, self._hash, now_ms)
         takes = drain(room.dead) + share_out(room.lanes, world, self._catalog, tag, now_ms, self._fair)

@@ -2,6 +2,6 @@
 figures for those who ask."""
 
 from fabric.accounting.duties import Bookkeeper
-from fabric.accounting.notes import Notes
+from fabric.accounting.notes import Beside, Notes
 
-__all__ = ["Bookkeeper", "Notes"]
+__all__ = ["Beside", "Bookkeeper", "Notes"]

@@ -33,6 +33,7 @@ def status(only_url: bool, as_json: bool) -> None:
         print_json({**shown, **({"processes": processes} if processes else {})})
         return
     _print_tiers(shown["data"])
+    _print_errors(shown["data"])
     _print_config(shown.get("config"))
     if processes:
         click.echo()
@@ -51,6 +52,18 @@ def _print_tiers(tiers: Sequence[dict[str, Any]]) -> None:
             for d in tier["deployments"]
         ],
     )
+
+
+def _print_errors(tiers: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        (tier["tier"], kind.replace("_", " "), *(f"{error[share]:.0%}" for share in ("p50", "p90")))
+        for tier in tiers
+        for kind, error in tier.get("prediction_error", {}).items()
+        if error["p50"] is not None
+    ]
+    if rows:
+        click.echo()
+        print_table(("TIER", "PREDICTED", "WRONG BY (p50)", "(p90)"), rows)
 
 
 def _breaker(deployment: dict[str, Any]) -> str:

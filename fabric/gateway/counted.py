@@ -1,4 +1,5 @@
-"""Metrics of what jobs came to, from the store's counts: jobs, attempts, tokens, money, stages. Right for any number of
+"""Metrics of what jobs came to, from the store's counts: jobs, attempts, tokens, money, stages,
+errors of predictions. Right for any number of
 gateways and recorders, each of which shows the same."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from fabric.store import counts
-from fabric.store.counts import Counts
+from fabric.store.counts import Counts, Histogram
 
 _PLACE = ("tier", "deployment")
 #: Name in the counts -> (metric, what it counts, the last label).
@@ -32,14 +33,28 @@ def families(found: Counts) -> Iterator[Metric]:
                 family.add_metric(key[1:], value)
         yield family
 
+    yield _histogram(
+        found,
+        "error",
+        HistogramMetricFamily(
+            "fabric_prediction_error_ratio",
+            "|predicted - actual| / actual, of predictions that rested on measurements.",
+            labels=("kind", "tier"),
+        ),
+    )
+
 
 def stage_seconds(found: Counts) -> Metric:
     """The histogram of the stages that end in the store."""
-    family = HistogramMetricFamily(STAGE_SECONDS, _STAGE_HELP, labels=("stage", "tier"))
-    for _, stage, tier in sorted(key for key in found if key[0] == "stage_sum" and key[1] in _STAGES):
+    stages = {key: value for key, value in found.items() if not key[0].startswith("stage") or key[1] in _STAGES}
+    return _histogram(stages, "stage", HistogramMetricFamily(STAGE_SECONDS, _STAGE_HELP, labels=("stage", "tier")))
+
+
+def _histogram(found: Counts, name: Histogram, family: HistogramMetricFamily) -> Metric:
+    for _, of, tier in sorted(key for key in found if key[0] == f"{name}_sum"):
         buckets = [
             ("+Inf" if bound == counts.INFINITY else bound, below)
-            for bound, below in counts.buckets(found, stage, tier)
+            for bound, below in counts.buckets(found, of, tier, name)
         ]
-        family.add_metric([stage, tier], buckets, found["stage_sum", stage, tier])
+        family.add_metric([of, tier], buckets, found[f"{name}_sum", of, tier])
     return family

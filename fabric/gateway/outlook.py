@@ -41,6 +41,7 @@ def world_now(room: Room, experience: Experience, catalog: Catalog, came: Came =
         now_ms=now_ms,
         waiting=waiting,
         breakers=room.breakers,
+        filled=room.filled,
     )
 
 

@@ -15,7 +15,8 @@ from fabric.gateway.caller import Identified
 from fabric.gateway.gateway import Here
 from fabric.gateway.parameters import NoParameters, listed
 from fabric.gateway.responses import Json
-from fabric.store import transitions
+from fabric.store import counts, transitions
+from fabric.store.counts import Counts
 from fabric.store.transitions import Room
 
 router = APIRouter(tags=["tiers"], responses=describe.ERRORS, default_response_class=Json)
@@ -27,16 +28,20 @@ async def list_tiers(caller: Identified, gateway: Here, _: NoParameters) -> Resp
     jobs that wait and could run there (one that could run in two places counts for both); `dead_letters`: jobs that
     are out of tries there and wait for their next place; `breaker`: whether jobs are let through; `states`: on how
     many workers it is `loaded`, `loading`, `evicted` (it is loaded when it is asked for) or `away`. `config`: the
-    rules in force, and what is wrong with the configuration file if it has changed and doesn't count."""
-    shown = listed(tiers(gateway.catalog, await gateway.ask(transitions.room())))
-    return Json({**shown, "config": gateway.configuration.shown()})
+    rules in force, and what is wrong with the configuration file if it has changed and doesn't count.
+    `prediction_error`: |predicted - actual| / actual of the `first_token` and the `finish`, of measured predictions."""
+    room, totals = await gateway.ask(transitions.room()), await gateway.ask(counts.totals())
+    return Json({**listed(tiers(gateway.catalog, room, totals)), "config": gateway.configuration.shown()})
 
 
-def tiers(catalog: Catalog, room: Room) -> list[dict[str, Any]]:
-    return [shown for tier in TIERS if (shown := _tier(tier, catalog, room))["deployments"]]
+_NOTHING: Counts = {}
 
 
-def _tier(tier: Tier, catalog: Catalog, room: Room) -> dict[str, Any]:
+def tiers(catalog: Catalog, room: Room, totals: Counts = _NOTHING) -> list[dict[str, Any]]:
+    return [shown for tier in TIERS if (shown := _tier(tier, catalog, room, totals))["deployments"]]
+
+
+def _tier(tier: Tier, catalog: Catalog, room: Room, totals: Counts) -> dict[str, Any]:
     models = [model for model in catalog.models if any(d.tier == tier for d in model.deployments)]
     deployments = [_deployment(model.name, d, room) for model in models for d in model.deployments if d.tier == tier]
     names = {model.name for model in models}
@@ -49,7 +54,19 @@ def _tier(tier: Tier, catalog: Catalog, room: Room) -> dict[str, Any]:
         "busy": sum(shown["busy"] for shown in deployments),
         "backlog": sum(lane.length for lane in room.lanes if lane.model in names),
         "dead_letters": room.dead.get(tier, 0),
+        "prediction_error": {kind: _error(totals, kind, tier) for kind in ("first_token", "finish")},
         "deployments": deployments,
+    }
+
+
+def _error(totals: Counts, kind: str, tier: Tier) -> dict[str, float | None]:
+    """``None``: there was no such prediction yet."""
+    return {
+        name: None if share is None else round(share, 3)
+        for name, share in (
+            ("p50", counts.quantile(totals, kind, tier, 0.5, "error")),
+            ("p90", counts.quantile(totals, kind, tier, 0.9, "error")),
+        )
     }
 
 

@@ -1,9 +1,10 @@
 """When a job would start, say its first token and be done at a deployment. Pure.
 
-finish = wait + prefill + decode
-wait    = jobs that go first / (slots / mean seconds of a job in the engine)
+finish = wait + prefill + decode + end
+wait    = the way to a worker, learned, and jobs that go first / (slots / mean seconds of a job in the engine)
 prefill = line over the prompt's tokens, learned; usual for the tier before that
 decode  = expected tokens x seconds per token, both learned
+end     = until the outcome is kept, learned
 """
 
 from __future__ import annotations
@@ -61,20 +62,21 @@ def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float 
     if state is None or not state.slots:
         return Forecast(None, None, None, service_s, output, measured)
     before = state.busy + 1 - state.slots
-    if before > 1 and spec.priority == "interactive":
+    if before > 1 and spec.priority == "interactive" and spec.model in world.filled:
         before = 1  # at the worker's gate it goes before all that isn't running yet
-    wait_s = ahead_s + before * pace.engine_s / state.slots if before > 0 else ahead_s
+    wait_s = ahead_s + pace.queue_s + (before * pace.engine_s / state.slots if before > 0 else 0.0)
     first_token_s = wait_s + prefill_s if pace.first_tokens and not deployment.waits else None
-    return Forecast(wait_s, first_token_s, wait_s + service_s, service_s, output, measured)
+    return Forecast(wait_s, first_token_s, wait_s + service_s + pace.end_s, service_s, output, measured)
 
 
 def expected_output(spec: JobSpec, experience: Experience, most: float = inf) -> float:
     """Tokens of all its answers together, as long as answers have been lately. ``most``: of one answer."""
     if spec.endpoint == "/v1/embeddings":
         return 0.0
+    if spec.max_output_tokens is not None:
+        most = min(most, spec.max_output_tokens)
     length = experience.lengths.get((spec.endpoint, spec.model))
-    mean = PRIOR_OUTPUT_TOKENS if length is None else length.mean_tokens
-    return min(mean, most, inf if spec.max_output_tokens is None else spec.max_output_tokens) * spec.answers
+    return (min(PRIOR_OUTPUT_TOKENS, most) if length is None else length.expected(most)) * spec.answers
 
 
 def backlog_ahead_s(spec: JobSpec, deployments: tuple[Deployment, ...], world: World) -> float:

@@ -53,6 +53,8 @@ class World:
     experience: Experience = _NOTHING_LEARNED
     now_ms: int = 0
     waiting: Mapping[tuple[str, Priority], int] = field(default_factory=dict)
+    #: Models of which jobs wait that let interactive ones go first: so what is sent there is mostly such jobs.
+    filled: frozenset[str] = frozenset()
     #: Privacy rules of earlier catalogues, by hash, for the jobs that were accepted under them.
     walls: Mapping[str, PrivacyRules] = field(default_factory=dict)
 
@@ -87,9 +89,10 @@ def world_of(
     now_ms: int = 0,
     waiting: Mapping[tuple[str, Priority], int] | None = None,
     breakers: Mapping[str, OpenBreaker] | None = None,
+    filled: Iterable[str] = (),
 ) -> World:
     """What the heartbeats add up to. ``busy``: deployment -> jobs that were sent there and haven't ended;
-    ``breakers``: those that aren't closed."""
+    ``breakers``: those that aren't closed; ``filled``: models of which standard or batch jobs wait."""
     count: dict[str, int] = {}
     slots: dict[str, int] = {}
     capacity: dict[str, int] = {}
@@ -115,4 +118,4 @@ def world_of(
         )
         for name, workers_there in count.items()
     }
-    return World(states, experience, now_ms, waiting or {})
+    return World(states, experience, now_ms, waiting or {}, frozenset(filled))

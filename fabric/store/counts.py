@@ -8,6 +8,8 @@ Counts are named by words with a space between them, the first of which says wha
     attempts TIER DEPLOYMENT RESULT   tries: an end state, or ``requeued``
     stage STAGE TIER BOUND            observations at most BOUND seconds long, and longer than the bound before
     stage_sum STAGE TIER              seconds; stages are backlog, queue, engine, commit, and wait: the first two
+    error WHAT TIER BOUND             predictions (first_token, finish) that were wrong by that share of what came true
+    error_sum WHAT TIER               the shares
 
 They are kept twice: for good (metrics), and by the minute for the last quarter of an hour (the console).
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fabric.contracts.completion import Completion
 from fabric.contracts.job import JobState, Measures
@@ -26,10 +28,13 @@ from fabric.store.command import Argument, Command, call
 Amounts = defaultdict[str, float]
 Counts = Mapping[tuple[str, ...], float]
 
+Histogram = Literal["stage", "error"]
 #: Upper bounds of the histograms' buckets, in seconds; beyond the last one it is ``inf``.
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 INFINITY = "inf"
-_BOUND_NAMES = (*(f"{bound:g}" for bound in BOUNDS_S), INFINITY)
+#: Of shares: |predicted - actual| / actual.
+ERROR_BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2, 5, 10)
+_BOUNDS: dict[Histogram, Sequence[float]] = {"stage": BOUNDS_S, "error": ERROR_BOUNDS}
 #: How long a minute's counts stay: what the console looks back on, and some more.
 _MINUTE_TTL_S = 1_200
 TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
@@ -39,7 +44,7 @@ REQUEUED = "requeued"
 NONE = "none"
 
 
-def tally(completions: Iterable[Completion]) -> dict[str, float]:
+def tally(completions: Iterable[Completion]) -> Amounts:
     """What these completions add."""
     amounts: Amounts = defaultdict(float)
     for done in completions:
@@ -88,9 +93,20 @@ def _add_used(amounts: Amounts, place: str, measures: Measures) -> None:
 
 def observe(amounts: Amounts, stage: str, tier: str, seconds: float) -> None:
     """Adds one observation to a stage's histogram. Clocks of two machines may make it negative: that is 0."""
-    seconds = max(0.0, seconds)
-    amounts[f"stage {stage} {tier} {_BOUND_NAMES[bisect_left(BOUNDS_S, seconds)]}"] += 1
-    amounts[f"stage_sum {stage} {tier}"] += seconds
+    _observe(amounts, "stage", f"{stage} {tier}", max(0.0, seconds))
+
+
+def mispredicted(amounts: Amounts, what: str, tier: str, predicted_s: float, actual_s: float) -> None:
+    """Adds a prediction that has come true, somehow."""
+    if actual_s > 0:
+        _observe(amounts, "error", f"{what} {tier}", abs(predicted_s - actual_s) / actual_s)
+
+
+def _observe(amounts: Amounts, histogram: Histogram, of: str, value: float) -> None:
+    bounds = _BOUNDS[histogram]
+    at = bisect_left(bounds, value)
+    amounts[f"{histogram} {of} {f'{bounds[at]:g}' if at < len(bounds) else INFINITY}"] += 1
+    amounts[f"{histogram}_sum {of}"] += value
 
 
 def add(amounts: Mapping[str, float]) -> Command[int]:
@@ -132,25 +148,25 @@ def summed(several: Iterable[Counts]) -> Counts:
     return total
 
 
-def buckets(counts: Counts, stage: str, tier: str) -> list[tuple[str, float]]:
-    """(upper bound, observations at most so long): cumulative, as Prometheus has them."""
+def buckets(counts: Counts, of: str, tier: str, histogram: Histogram = "stage") -> list[tuple[str, float]]:
+    """(upper bound, observations at most so large): cumulative, as Prometheus has them."""
     below, cumulative = 0.0, []
-    for bound in _BOUND_NAMES:
-        below += counts.get(("stage", stage, tier, bound), 0.0)
+    for bound in (*(f"{bound:g}" for bound in _BOUNDS[histogram]), INFINITY):
+        below += counts.get((histogram, of, tier, bound), 0.0)
         cumulative.append((bound, below))
     return cumulative
 
 
-def quantile(counts: Counts, stage: str, tier: str, share: float) -> float | None:
-    """Seconds, linear inside of a bucket as ``histogram_quantile`` of Prometheus; ``None`` without observations."""
-    found = buckets(counts, stage, tier)
-    rank, lower_s, before = share * found[-1][1], 0.0, 0.0
+def quantile(counts: Counts, of: str, tier: str, share: float, histogram: Histogram = "stage") -> float | None:
+    """Linear inside of a bucket as ``histogram_quantile`` of Prometheus; ``None`` without observations."""
+    found = buckets(counts, of, tier, histogram)
+    rank, lower, before = share * found[-1][1], 0.0, 0.0
     if not found[-1][1]:
         return None
     for bound, below in found:
         if below >= rank and below > before:
             if bound == INFINITY:
                 break
-            return lower_s + (float(bound) - lower_s) * (rank - before) / (below - before)
-        lower_s, before = (lower_s, below) if bound == INFINITY else (float(bound), below)
-    return BOUNDS_S[-1]
+            return lower + (float(bound) - lower) * (rank - before) / (below - before)
+        lower, before = (lower, below) if bound == INFINITY else (float(bound), below)
+    return _BOUNDS[histogram][-1]

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from fabric.contracts.completion import Completion, EarlierAttempt
-from fabric.contracts.experience import AnswerLength, Experience, Pace, fitted
+from fabric.contracts.experience import AnswerLength, Experience, Pace, fitted, survival
 from fabric.contracts.job import Attempt, JobSpec, JobState, Measures
 from fabric.store.command import Command
 
@@ -197,7 +197,8 @@ def _experience(answer: Any) -> Experience:
         kind, endpoint, of = name.decode().split(" ", 2)
         means = orjson.loads(value)
         if kind == "length":
-            lengths[endpoint, of] = AnswerLength(int(means["n"]), int(means["at"]), means["tokens"])
+            known = survival(means["ended"], means["cut"]) if "ended" in means else None
+            lengths[endpoint, of] = AnswerLength(int(means["n"]), int(means["at"]), means["tokens"], known)
             continue
         base_s, slope_s = fitted(means["first_n"], means["x"], means["y"], means["xx"], means["xy"])
         paces[endpoint, of] = Pace(
@@ -208,6 +209,8 @@ def _experience(answer: Any) -> Experience:
             per_prompt_token_s=slope_s,
             per_output_token_s=means["token_s"],
             first_tokens=int(means["first_n"]),
+            queue_s=means.get("queue_s", 0.0),
+            end_s=means.get("end_s", 0.0),
         )
     return Experience(paces, lengths)
 

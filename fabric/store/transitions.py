@@ -168,6 +168,11 @@ class Room:
     #: Deployment -> its breaker, of those that aren't closed.
     breakers: dict[str, OpenBreaker] = field(default_factory=dict)
 
+    @property
+    def filled(self) -> set[str]:
+        """Models of which jobs wait that let interactive ones go first."""
+        return {lane.model for lane in self.lanes if lane.priority != "interactive"}
+
 
 def room(*, alive_ms: int = 5_000) -> Command[Room]:
     return call("room", [alive_ms], _room)

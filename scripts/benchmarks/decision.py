@@ -9,7 +9,7 @@ import click
 from benchmarks.command import benchmark
 from benchmarks.report import Budget, Report, Table, percentile
 from fabric.contracts.catalog import TIERS, Catalog, Deployment, Model, Price
-from fabric.contracts.experience import AnswerLength, Experience, Pace
+from fabric.contracts.experience import AnswerLength, Experience, Pace, survival
 from fabric.contracts.job import JobSpec
 from fabric.routing import DeploymentState, World, decide, policy_hash
 
@@ -59,7 +59,8 @@ def world(catalog: Catalog) -> World:
         50, now_ms, engine_s=2.0, base_s=0.1, per_prompt_token_s=0.001, per_output_token_s=0.01, first_tokens=50
     )
     experience = Experience(
-        {(endpoint, name): pace for name in catalog.by_deployment}, {(endpoint, "m"): AnswerLength(50, now_ms, 200.0)}
+        {(endpoint, name): pace for name in catalog.by_deployment},
+        {(endpoint, "m"): AnswerLength(50, now_ms, 200.0, survival([1.0] * 20 + [0.0] * 13, [1.0] * 33))},
     )
     return World({name: DeploymentState(1, 8, 16, 9) for name in catalog.by_deployment}, experience, now_ms)
 

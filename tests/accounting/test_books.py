@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from fabric.contracts.worker import WorkerInfo
 from fabric.ledger import Ledger, usage, worker_hours
 from fabric.ledger.sums import DAY_MS, HOUR_MS
 from fabric.pricing import priced
-from fabric.store import Store, transitions
+from fabric.store import Store, counts, transitions
 from fabric.store.transitions import Dispatch, NewJob
 
 CATALOG = priced(
@@ -70,13 +72,50 @@ def completion(job: int = 1, attempt: int = 1, at: int = 1_000, **spec: Any) -> 
     )
 
 
+def decided(store: Store, done: Completion, *plan: Scored) -> None:
+    store(transitions.accept([NewJob(done.spec, b"sealed")]))
+    store(transitions.take([(done.spec.lane, 1)], lease_ms=60_000))
+    decision = Decision("cheapest", "hash", plan, ())
+    store(transitions.dispatch([Dispatch(done.spec.id, "local", "cpu", decision.dump())]))
+
+
+class TestPredictions:
+    def errors(self, store: Store, done: Completion, **seen: Any) -> dict[str, float]:
+        place = Scored("local", "cpu", 0, 0, **seen)
+        decided(store, done, place, replace(place, deployment="dear", tier="cloud", expected_finish_s=99))
+        amounts: counts.Amounts = defaultdict(float)
+        Notes(store, CATALOG).of([done]).count_errors(amounts, [done])
+        return dict(amounts)
+
+    def test_are_held_against_what_came_true_since_the_decision(self, store: Store) -> None:
+        done = replace(
+            completion(),
+            dispatched_ms=10_000,
+            claimed_ms=11_000,
+            finished_ms=15_000,
+            measures=Measures(gate_s=0.5, engine_s=3.0, first_token_s=0.5),
+        )
+        seen = {"measured": True, "expected_finish_s": 6.0, "expected_first_token_s": 1.0}
+        assert self.errors(store, done, **seen) == {
+            "error finish cpu 0.2": 1,
+            "error_sum finish cpu": pytest.approx(0.2),
+            "error first_token cpu 0.5": 1,
+            "error_sum first_token cpu": 0.5,
+        }
+
+    def test_a_guess_is_none(self, store: Store) -> None:
+        done = replace(completion(), finished_ms=9_000)
+        assert self.errors(store, done, measured=False, expected_finish_s=6.0) == {}
+
+    def test_neither_has_one_come_true_that_failed(self, store: Store) -> None:
+        done = replace(completion(), finished_ms=9_000, state=JobState.FAILED)
+        assert self.errors(store, done, measured=True, expected_finish_s=6.0) == {}
+
+
 class TestNotes:
     def test_have_the_rules_and_what_was_expected(self, store: Store) -> None:
         done = completion()
-        decision = Decision("cheapest", "hash", (Scored("local", "cpu", 0, 0.25), Scored("fair", "cloud", 1, 9.0)), ())
-        store(transitions.accept([NewJob(done.spec, b"sealed")]))
-        store(transitions.take([(done.spec.lane, 1)], lease_ms=60_000))
-        store(transitions.dispatch([Dispatch(done.spec.id, "local", "cpu", decision.dump())]))
+        decided(store, done, Scored("local", "cpu", 0, 0.25), Scored("fair", "cloud", 1, 9.0))
         note = Notes(store, CATALOG).of([done])(done)
         assert (note.policy_hash, note.expected_cost_usd) == ("hash", 0.25)
 

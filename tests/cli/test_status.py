@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fabric.cli.status import _states
+from fabric.cli.status import _print_errors, _states
 
 
 @pytest.mark.parametrize(
@@ -13,3 +13,11 @@ from fabric.cli.status import _states
 )
 def test_states(states: dict[str, int], said: str | None) -> None:
     assert _states({"states": states}) == said
+
+
+def test_how_wrong_predictions_were(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_errors([{"tier": "gpu"}, {"tier": "cpu", "prediction_error": {"first_token": {"p50": None, "p90": None}}}])
+    assert capsys.readouterr().out == ""
+    errors = {"first_token": {"p50": None, "p90": None}, "finish": {"p50": 0.123, "p90": 0.4}}
+    _print_errors([{"tier": "cpu", "prediction_error": errors}])
+    assert capsys.readouterr().out.split("\n")[-2].split() == ["cpu", "finish", "12%", "40%"]

@@ -46,6 +46,17 @@ def submitted(http: httpx.Client, count: int) -> list[str]:
     return [str(http.post("/v1/jobs", json=job()).raise_for_status().json()["id"]) for _ in range(count)]
 
 
+def prediction_error(http: httpx.Client) -> dict[str, float | None]:
+    """Of the finish, once the recorder has counted a job that was predicted from measurements."""
+    limit = time.monotonic() + PATIENCE_S
+    while True:
+        (tier,) = http.get("/v1/tiers").json()["data"]
+        error: dict[str, float | None] = tier["prediction_error"]["finish"]
+        if error["p50"] is not None or time.monotonic() > limit:
+            return error
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def http(fresh: Fabric) -> Iterator[httpx.Client]:
     with fresh.start(CONFIG).http() as client:
@@ -75,6 +86,12 @@ def test_deadlines_are_held_against_what_has_been_measured(http: httpx.Client) -
     assert all(int(visit.headers["retry-after"]) <= 2 for visit in visits[1:-1])
     assert last.status_code == 202
     assert set(ended(http, [*waiting, last.json()["id"]])) == {"succeeded"}
+
+    error = prediction_error(http)
+    assert error["p50"] is not None
+    assert error["p50"] <= 0.2
+    assert error["p90"] is not None
+    assert error["p90"] <= 0.5
 
 
 def test_a_file_that_changes_under_load_drops_no_job(fresh: Fabric, http: httpx.Client) -> None:

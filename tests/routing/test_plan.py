@@ -444,8 +444,10 @@ class TestForecast:
         seen = predict(spec(priority="standard"), self.DEPLOYMENT, self.world(busy))
         assert seen.wait_s == pytest.approx(wait_s)
 
-    def test_interactive_jobs_wait_only_for_a_slot(self) -> None:
-        assert predict(spec(), self.DEPLOYMENT, self.world(busy=5)).wait_s == pytest.approx(2.0)
+    def test_interactive_jobs_wait_only_for_a_slot_where_others_let_them_go_first(self) -> None:
+        filled = self.world(busy=5, filled=frozenset({"m"}))
+        assert predict(spec(), self.DEPLOYMENT, filled).wait_s == pytest.approx(2.0)
+        assert predict(spec(), self.DEPLOYMENT, self.world(busy=5)).wait_s == pytest.approx(8.0)
 
     def test_a_backlog_is_waited_for(self) -> None:
         world = self.world(waiting={("m", "interactive"): 3, ("m", "batch"): 99, ("other", "interactive"): 99})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 
 from fabric.contracts.completion import Completion, EarlierAttempt
@@ -75,6 +77,18 @@ def test_quantiles_are_those_of_prometheus() -> None:
     assert counts.quantile(seen, "engine", "cpu", 0.95) == pytest.approx(1 + 1.5 * 1.5 / 2)
     assert counts.quantile({("stage", "engine", "cpu", "inf"): 1.0}, "engine", "cpu", 0.5) == counts.BOUNDS_S[-1]
     assert counts.quantile({}, "engine", "cpu", 0.5) is None
+
+
+def test_errors_of_predictions_are_shares_of_what_came_true() -> None:
+    amounts: counts.Amounts = defaultdict(float)
+    for predicted_s, actual_s in ((1.0, 2.0), (2.9, 2.0), (30.0, 1.0), (1.0, 0.0)):
+        counts.mispredicted(amounts, "finish", "cpu", predicted_s, actual_s)
+    found = {tuple(name.split(" ")): value for name, value in amounts.items()}
+    assert found["error_sum", "finish", "cpu"] == pytest.approx(0.5 + 0.45 + 29)
+    below = dict(counts.buckets(found, "finish", "cpu", "error"))
+    assert (below["0.4"], below["0.5"], below["10"], below["inf"]) == (0, 2, 2, 3)
+    assert counts.quantile(found, "finish", "cpu", 0.5, "error") == pytest.approx(0.4 + 0.1 * 1.5 / 2)
+    assert counts.quantile(found, "finish", "cpu", 0.9, "error") == counts.ERROR_BOUNDS[-1]
 
 
 def test_entries_are_let_go_of_and_counted_once(store: Store) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.contracts.experience import AnswerLength, fitted
+from fabric.contracts.experience import LENGTH_BOUNDS, AnswerLength, fitted, survival
 from fabric.contracts.job import JobState, Measures, Usage
 from fabric.store import Store, reads, transitions
 from fabric.store.transitions import Outcome
@@ -45,6 +47,50 @@ class TestASuccess:
         length = store(reads.experience()).lengths[CHAT, "small"]
         assert isinstance(length, AnswerLength)
         assert (length.samples, length.mean_tokens) == (3, pytest.approx(20))
+
+    def test_an_answer_that_was_cut_counts_as_long_as_it_was_seen(self, jobs: Jobs, store: Store) -> None:
+        """Of four answers two are cut at 16: those that may go on are expected to be as long as the other two."""
+        for tokens, limit in ((16, 16), (16, 16), (64, None), (64, 100)):
+            succeed(jobs, engine_s=1, tokens=tokens, max_output_tokens=limit)
+        length = store(reads.experience()).lengths[CHAT, "small"]
+        assert length.expected(16) == 16
+        assert 48 <= length.expected() <= 64
+
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 100, 4_096, 4_097, 98_304, 98_305, 10**6])
+    def test_lengths_are_told_apart_by_the_same_bounds(self, jobs: Jobs, store: Store, tokens: int) -> None:
+        succeed(jobs, engine_s=1, tokens=tokens)
+        length = store(reads.experience()).lengths[CHAT, "small"]
+        place = min(bisect_left(LENGTH_BOUNDS, tokens), len(LENGTH_BOUNDS) - 1)
+        assert length.survival is not None
+        assert length.survival.beyond == (1.0,) * place + (0.0,) * (len(LENGTH_BOUNDS) - place)
+        assert length.survival.seen == place + 1
+
+    def test_several_answers_of_one_job_are_as_many(self, jobs: Jobs, store: Store) -> None:
+        succeed(jobs, engine_s=1, tokens=40, answers=4)
+        assert store(reads.experience()).lengths[CHAT, "small"].mean_tokens == 10
+
+    def test_old_lengths_fade(self, jobs: Jobs, store: Store) -> None:
+        for tokens in (10, 1_000):
+            for _ in range(8):
+                running = [jobs.running() for _ in range(100)]
+                many = [Outcome(j, jobs.attempts[j], JobState.SUCCEEDED, measures=measures(2, tokens)) for j in running]
+                store(transitions.commit(many))
+        assert store(reads.experience()).lengths[CHAT, "small"].expected() > 700
+
+    def test_what_an_earlier_version_learned_is_learned_on(self, jobs: Jobs, store: Store) -> None:
+        old = b'{"n":9,"at":1,"engine_s":1,"token_s":0.1,"first_n":0,"x":0,"y":0,"xx":0,"xy":0}'
+        store.redis.hset("fabric:experience", f"pace {CHAT} small-cpu", old)
+        store.redis.hset("fabric:experience", f"length {CHAT} small", b'{"n":9,"at":1,"tokens":20}')
+        assert store(reads.experience()).lengths[CHAT, "small"].expected(30) == 20
+        succeed(jobs, engine_s=1, tokens=10)
+        learned = store(reads.experience())
+        assert (learned.paces[CHAT, "small-cpu"].samples, learned.lengths[CHAT, "small"].samples) == (10, 10)
+
+    def test_the_way_to_the_worker_and_back_is_learned_beside_the_engine(self, jobs: Jobs, store: Store) -> None:
+        succeed(jobs, engine_s=0.0001, tokens=1)
+        pace = store(reads.experience()).paces[CHAT, "small-cpu"]
+        assert 0 <= pace.queue_s < 5
+        assert 0 <= pace.end_s < 5
 
     def test_prompts_of_two_lengths_give_a_line(self, jobs: Jobs, store: Store) -> None:
         for prompt, first in ((100, 0.2), (1_100, 1.2)):
@@ -112,3 +158,24 @@ class TestTheLine:
 
     def test_never_promises_an_answer_before_it_was_asked(self) -> None:
         assert fitted(2, 50, 1.0, 5_000, 100.0) == (0.0, pytest.approx(1.0 / 50))
+
+
+counts = st.lists(st.integers(0, 50).map(float), min_size=len(LENGTH_BOUNDS), max_size=len(LENGTH_BOUNDS))
+
+
+@given(counts, counts, st.floats(1, 200_000), st.floats(1, 200_000))
+def test_an_answer_that_may_be_longer_is_never_expected_to_be_shorter(
+    ended: list[float], cut: list[float], one: float, other: float
+) -> None:
+    length = AnswerLength(1, 0, 1.0, survival(ended, cut))
+    less, more = sorted((one, other))
+    assert 0 < length.expected(less) <= length.expected(more) + 1e-6
+    assert length.expected(more) <= min(more, length.expected()) + 1e-6
+    assert length.expected() < inf
+
+
+@given(counts)
+def test_without_cuts_the_shares_are_those_that_were_seen(ended: list[float]) -> None:
+    ended[3] += 1
+    for at, share in enumerate(survival(ended, [0.0] * len(ended)).beyond):
+        assert share == pytest.approx(sum(ended[at + 1 :]) / sum(ended), abs=1e-9)
