@@ -66,7 +66,7 @@ class Runner:
         without one, that of a fabric that nobody has configured."""
         self._engines = engines
         self._wall = wall or Wall(PrivacyRules())
-        self._gates = {name: Gate(engine.slots) for name, engine in engines.items()}
+        self._gates = {name: Gate(engine.slots, prompts_block=engine.prompts_block) for name, engine in engines.items()}
         self._breakers = {name: engine.deployment.breaker for name, engine in engines.items()}
         self._served = {name: _told_apart(engine.deployment.model) for name, engine in engines.items()}
         self._slots = _machine_slots(engines)
@@ -153,9 +153,10 @@ class Runner:
     async def _run(self, flight: _Flight) -> None:
         job = flight.job
         try:
-            async with self._gates[flight.deployment].slot(job.spec.priority):
+            gate = self._gates[flight.deployment]
+            async with gate.slot(job.spec.priority, streams=job.spec.stream) as slot:
                 flight.entered = time.perf_counter()
-                answer = await self._answer(self._engines[flight.deployment], flight)
+                answer = await self._answer(self._engines[flight.deployment], flight, slot.spoken)
             self._succeeded(flight, answer)
         except FabricError as error:
             self._failed(flight, error.info)
@@ -165,7 +166,7 @@ class Runner:
             log.error("job %s: the engine of %s raised %s%s", job.spec.id, flight.deployment, kind, where(error))
             self._failed(flight, EngineError(f"The engine failed in an unforeseen way ({kind}).").info)
 
-    async def _answer(self, engine: Engine, flight: _Flight) -> Answer:
+    async def _answer(self, engine: Engine, flight: _Flight, spoken: Callable[[], None]) -> Answer:
         job = flight.job
         self._wall.check(job.spec, engine.deployment)
         payload = orjson.loads(job.payload)
@@ -173,6 +174,8 @@ class Runner:
 
         def emit(chunk: bytes) -> None:
             flight.pieces += 1
+            if flight.pieces == 1:
+                spoken()
             self._outbox.piece(Piece(job.spec.id, job.attempt, _TOKEN + chunk + b"}"))
 
         if job.spec.deadline_ms is None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fabric.contracts.errors import EngineAway
 from fabric.contracts.job import PRIORITIES, Priority
-from workers.slots import PATIENCE_S, Gate
+from workers.slots import HELD_S, KEPT_S, PATIENCE_S, Gate, kept
 
 
 class Visit:
@@ -19,6 +19,7 @@ class Visit:
 
     def __init__(self, gate: Gate, priority: Priority = "standard") -> None:
         self.inside = False
+        self.priority = priority
         self._leave = asyncio.Event()
         self.task = asyncio.create_task(self._run(gate, priority))
 
@@ -163,6 +164,119 @@ async def test_without_slots_for_long_those_who_wait_go_elsewhere() -> None:
     await after.leave()
 
 
+@pytest.mark.parametrize(("slots", "left"), [(0, 0), (1, 0), (2, 1), (4, 1), (8, 1), (9, 2), (512, 64)])
+def test_slots_that_are_kept_for_people(slots: int, left: int) -> None:
+    assert kept(slots) == left
+
+
+class TestBesidePeople:
+    async def test_a_batch_has_everything_while_nobody_asks(self) -> None:
+        gate = Gate(4)
+        visits = [Visit(gate, "batch") for _ in range(5)]
+        await settle()
+        assert [visit.inside for visit in visits] == [True] * 4 + [False]
+        for visit in visits:
+            await visit.give_up()
+
+    async def test_it_leaves_a_slot_until_a_while_after_the_last_one(self) -> None:
+        now = 0.0
+        gate = Gate(4, lambda: now)
+        batch = [Visit(gate, "batch") for _ in range(6)]
+        await settle()
+        person = Visit(gate, "interactive")
+        await batch[0].leave()
+        await settle()
+        assert person.inside
+        await batch[1].leave()
+        await settle()
+        assert [visit.inside for visit in batch[2:]] == [True, True, True, False], (
+            "the person is in the slot that is kept"
+        )
+        await person.leave()
+        await settle()
+        assert not batch[5].inside
+        gate.resize(4)
+        again = Visit(gate, "interactive")
+        await settle()
+        assert again.inside, "at once"
+        await again.leave()
+        now += KEPT_S
+        gate.resize(4)
+        await settle()
+        assert batch[5].inside
+        for visit in batch[2:]:
+            await visit.give_up()
+
+    async def test_standard_jobs_do_not_wait_for_it(self) -> None:
+        gate = Gate(2)
+        await Visit(gate, "interactive").leave()
+        visits = [Visit(gate, "standard"), Visit(gate, "standard")]
+        await settle()
+        assert [visit.inside for visit in visits] == [True, True]
+        for visit in visits:
+            await visit.give_up()
+
+
+class TestWherePromptsBlock:
+    async def test_a_batch_waits_until_a_stream_has_begun(self) -> None:
+        now = 0.0
+        gate = Gate(8, lambda: now, prompts_block=True)
+        async with gate.slot("interactive", streams=True) as slot:
+            batch = Visit(gate, "batch")
+            await settle()
+            assert not batch.inside
+            slot.spoken()
+            await settle()
+            assert batch.inside
+            slot.spoken()  # once is enough
+        async with gate.slot("interactive", streams=True):
+            late = Visit(gate, "batch")
+            await settle()
+            assert not late.inside
+            now += HELD_S
+            gate.resize(8)
+            await settle()
+            assert late.inside, "not for ever"
+        await batch.leave()
+        await late.leave()
+
+    @pytest.mark.parametrize(("priority", "streams"), [("interactive", False), ("standard", True)])
+    async def test_not_for_those_that_say_nothing_before_their_end(self, priority: Priority, streams: bool) -> None:
+        gate = Gate(8, prompts_block=True)
+        async with gate.slot(priority, streams=streams):
+            batch = Visit(gate, "batch")
+            await settle()
+            assert batch.inside
+        await batch.leave()
+
+    async def test_a_stream_that_ends_without_a_word_lets_it_in(self) -> None:
+        gate = Gate(8, prompts_block=True)
+        async with gate.slot("interactive", streams=True):
+            batch = Visit(gate, "batch")
+            await settle()
+        await settle()
+        assert batch.inside
+        await batch.leave()
+
+
+async def test_whoever_has_waited_longest_is_one_in_eight() -> None:
+    gate = Gate(1)
+    last = Visit(gate)
+    await settle()
+    patient = Visit(gate, "batch")
+    await settle()
+    visits = [Visit(gate, "interactive") for _ in range(20)]
+    entered = 0
+    while not patient.inside:
+        await last.leave()
+        await settle()
+        last = next(visit for visit in (patient, *visits) if visit.inside)
+        entered += 1
+    assert entered == 8
+    for visit in (patient, *visits):
+        await visit.give_up()
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("come"), st.sampled_from(PRIORITIES)),
@@ -192,7 +306,8 @@ def test_whatever_happens_no_slot_is_lost_and_none_is_used_twice(moves: list[tup
             visits = [visit for visit in visits if not visit.task.done()]
             now = sum(visit.inside for visit in visits)
             assert now <= max(slots, before)
-            assert now >= min(slots, len(visits))
+            batch = any(visit.priority == "batch" for visit in visits)
+            assert now >= min(slots, len(visits)) - (kept(slots) if batch else 0)
         for visit in visits:
             await visit.give_up()
 

@@ -91,6 +91,11 @@ class Engine(ABC):
         """Whether a running job only waits here for work that goes on elsewhere, whatever becomes of this worker."""
         return False
 
+    @property
+    def prompts_block(self) -> bool:
+        """Whether all other slots stand still while a prompt is read."""
+        return False
+
     def let_go(self, job_id: str) -> None:  # noqa: B027 - a hook: most engines have nothing to do
         """The job's ``run`` is about to be cancelled because another worker may have the job: what was begun for it
         elsewhere is left to that one."""

@@ -84,6 +84,10 @@ class LlamaCppEngine(Engine):
         return self._plan.slots if self.state != "away" else 0
 
     @property
+    def prompts_block(self) -> bool:
+        return True
+
+    @property
     def context(self) -> int | None:
         return self._plan.context if self._ready else None
 
