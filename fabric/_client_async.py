@@ -300,6 +300,19 @@ class AsyncClient:
         """The parked job goes for good."""
         return await _json(self._http, Call("DELETE", f"/v1/dead-letters/{job_id}"))
 
+    async def webhook_deliveries(
+        self, *, limit: int | None = None, **filters: str | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """As ``Client.webhook_deliveries``."""
+        pages = wire.webhook_deliveries(limit, filters)
+        while pages.more:
+            for delivery in pages.read(await _json(self._http, pages.call())):
+                yield delivery
+
+    async def replay_webhook(self, delivery_id: str) -> dict[str, Any]:
+        """As ``Client.replay_webhook``."""
+        return await _json(self._http, wire.replay_webhook(delivery_id))
+
     async def route(self, request: Request, *, model: str | None = None, **params: Any) -> dict[str, Any]:
         """As ``Client.route``."""
         return await _json(self._http, wire.route(await self._body(request, model, params)))

@@ -299,6 +299,16 @@ class Client:
         """The parked job goes for good."""
         return _json(self._http, Call("DELETE", f"/v1/dead-letters/{job_id}"))
 
+    def webhook_deliveries(self, *, limit: int | None = None, **filters: str | None) -> Iterator[dict[str, Any]]:
+        """Which events reached which webhook, newest first; ``filters``: ``state``, ``webhook``."""
+        pages = wire.webhook_deliveries(limit, filters)
+        while pages.more:
+            yield from pages.read(_json(self._http, pages.call()))
+
+    def replay_webhook(self, delivery_id: str) -> dict[str, Any]:
+        """The event is sent again, with the id that it has; the answer is the delivery."""
+        return _json(self._http, wire.replay_webhook(delivery_id))
+
     def route(self, request: Request, *, model: str | None = None, **params: Any) -> dict[str, Any]:
         """Where a prompt, or a whole body, would go, why not elsewhere, when it would be done, and what it would
         cost, as ``POST /v1/route`` shows it. Nothing runs."""

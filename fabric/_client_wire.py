@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fabric.contracts import errors
 from fabric.contracts.errors import FabricError
@@ -188,6 +189,16 @@ def dead_letters(limit: int | None, filters: Mapping[str, Any]) -> Pages:
     """Parked jobs; filters that are ``None`` are left out."""
     query = {name: str(value) for name, value in filters.items() if value is not None}
     return Pages("/v1/dead-letters", limit, query=query)
+
+
+def webhook_deliveries(limit: int | None, filters: Mapping[str, str | None]) -> Pages:
+    """Filters that are ``None`` are left out."""
+    query = {name: value for name, value in filters.items() if value is not None}
+    return Pages("/v1/webhook-deliveries", limit, query=query)
+
+
+def replay_webhook(delivery_id: str) -> Call:
+    return Call("POST", f"/v1/webhook-deliveries/{quote(delivery_id, safe='')}/replay")
 
 
 def replay(job_id: str, policy: str | None) -> Call:

@@ -84,7 +84,8 @@ class _Entry:
 
 class Recorder:
     """Blocking; one thread. ``recorded`` is called when batch lines got their outcome, ``ended`` with each completion;
-    ``catalog`` has the prices that usage is compared with."""
+    ``catalog`` has the prices that usage is compared with. ``announce`` writes down who is to be told of completions,
+    in the transaction that keeps them."""
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class Recorder:
         catalog: Catalog = _NO_CATALOG,
         recorded: Callable[[], object] = lambda: None,
         ended: Callable[[Completion], object] = lambda completion: None,
+        announce: Callable[[Connection, Sequence[Completion]], None] = lambda connection, completions: None,
         takeover_ms: int = TAKEOVER_MS,
         block_ms: int = BLOCK_MS,
     ) -> None:
@@ -103,6 +105,7 @@ class Recorder:
         self._notes = Notes(store, catalog)
         self._recorded = recorded
         self._ended = ended
+        self._announce = announce
         self._takeover_ms = takeover_ms
         self._block_ms = block_ms
         self._count = _FIRST_READ
@@ -258,7 +261,8 @@ class Recorder:
         if not entries:
             return False, []
         try:
-            return self._ledger.write(record, [entry.completion for entry in entries if entry.completion], note), []
+            completions = [entry.completion for entry in entries if entry.completion]
+            return self._ledger.write(self._kept, completions, note), []
         except _UNTAKABLE:
             if len(entries) == 1:
                 return False, list(entries)
@@ -267,6 +271,13 @@ class Recorder:
         changed_first, refused_first = self._write(entries[:half], note)
         changed_last, refused_last = self._write(entries[half:], note)
         return changed_first or changed_last, refused_first + refused_last
+
+    def _kept(
+        self, connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note]
+    ) -> bool:
+        changed = record(connection, completions, note)
+        self._announce(connection, completions)
+        return changed
 
     def _set_aside(self, entry: _Entry) -> None:
         log.error("completion %s can't be recorded; it is kept in %s", entry.id.decode(), BAD)

@@ -31,6 +31,7 @@ _COMMANDS = {
     "costs": ("costs", "Show what it cost, and what was saved."),
     "budgets": ("budgets", "Show budgets, and what is left of them."),
     "dlq": ("dlq", "List, show, replay and drop parked jobs."),
+    "webhooks": ("webhooks", "Show deliveries of webhooks, and send events again."),
     "status": ("status", "Show tiers, workers, slots and what waits."),
     "doctor": ("doctor", "Check that this machine and its configuration can work."),
     "keys": ("keys", "Make, list, rotate and revoke API keys."),

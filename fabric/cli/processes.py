@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -177,7 +178,9 @@ def recorder(config: Path | None) -> None:
     from fabric.settings.watch import Watch
     from fabric.store import Store
     from fabric.trail import Trail
+    from fabric.webhooks import Courier, announce, keys_of
 
+    courier_keys = keys_of(settings.webhooks, os.environ)
     stop = _stop_on_signals()
     ledger = Ledger(settings.database_url)
     # Each thread waits on its own connection.
@@ -189,10 +192,12 @@ def recorder(config: Path | None) -> None:
         catalog=settings.catalog,
         recorded=lambda: recording(wake.wake()),
         ended=lambda completion: boundaries.note_blocked(trail, completion),
+        announce=announce(settings.webhooks),
     )
     watch = Watch(settings, wait_s=_SCHEDULERS_FIRST_S)
     books = Bookkeeper(keeping, ledger, settings.catalog, retention_days=settings.usage_retention_days)
     budgets = BudgetKeeper(budgeting, ledger, settings.catalog)
+    courier = Courier(ledger, settings.webhooks, courier_keys)
 
     def renewed() -> Catalog | None:
         catalog = boundaries.noted_policy(trail, watch.look())
@@ -214,7 +219,7 @@ def recorder(config: Path | None) -> None:
     boundaries.noted_policy(trail, settings.catalog)
     trail.start()
     try:
-        _run_together(stop, into_ledger.run, service.run, books.run, budgets.run)
+        _run_together(stop, into_ledger.run, service.run, books.run, budgets.run, courier.run)
     finally:
         for part in (trail, recording, feeding, keeping, budgeting, ledger):
             part.close()

@@ -62,6 +62,8 @@ NEEDS: dict[tuple[str, str], _Scopes] = {
     ("GET", "/v1/keys/{key_id}"): _ADMIN,
     ("DELETE", "/v1/keys/{key_id}"): _ADMIN,
     ("POST", "/v1/keys/{key_id}/rotate"): _ADMIN,
+    ("GET", "/v1/webhook-deliveries"): _ADMIN,
+    ("POST", "/v1/webhook-deliveries/{delivery_id}/replay"): _ADMIN,
     ("GET", "/metrics"): _READ,
     ("GET", "/openapi.json"): _ANY,
     ("GET", "/docs"): _ANY,

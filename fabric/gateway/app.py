@@ -35,6 +35,7 @@ from fabric.gateway import (
     route,
     tiers,
     usage,
+    webhooks,
 )
 from fabric.gateway.console import Console, console
 from fabric.gateway.edge import Edge, refuse_http, refuse_parameters
@@ -78,6 +79,7 @@ def create_app(settings: GatewaySettings) -> Door:
         costs,
         budgets,
         keys,
+        webhooks,
         health,
     ):
         app.include_router(module.router)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, Row, and_, or_, select, update
+from sqlalchemy import Connection, Row, and_, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fabric.contracts.errors import Conflict, NotFound
-from fabric.ledger.tables import batches
+from fabric.ledger.tables import batches, ended_batches
 
 Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 #: Batches that the batch service has work with.
@@ -200,7 +200,10 @@ def advance(
 ) -> bool:
     """Moves a batch on if it is where it is expected to be."""
     statement = update(batches).where(batches.c.id == batch_id, batches.c.status == expected)
-    return connection.execute(statement.values(status=status, **values)).rowcount == 1
+    moved = connection.execute(statement.values(status=status, **values)).rowcount == 1
+    if moved and status not in UNFINISHED:
+        connection.execute(insert(ended_batches).values(id=batch_id))
+    return moved
 
 
 def fail(connection: Connection, batch_id: str, errors: list[dict[str, Any]], now_ms: int) -> bool:

@@ -232,3 +232,27 @@ audit = Table(
     Column("secret_id", String(16), nullable=False),
     Column("hash", LargeBinary(32), nullable=False),  # of this row and the hash before it
 )
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(160), primary_key=True),  # the webhook's name and the event's id
+    Column("webhook", String(64), nullable=False),
+    Column("event_id", String(64), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("state", String(16), nullable=False),  # waiting | delivered | parked
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("next_ms", BigInteger, nullable=False),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    Column("ended_ms", BigInteger),
+    Index("ix_webhook_deliveries_due", "state", "webhook", "next_ms"),
+    Index("ix_webhook_deliveries_created", "created_ms", "id"),
+)
+
+# Batches that have ended and of which nobody has been told yet.
+ended_batches = Table("ended_batches", metadata, Column("id", String(64), primary_key=True))

@@ -38,7 +38,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     options = Options.model_validate({**_set(written, folder), **_set(given, Path.cwd())})
     catalog = _priced(_catalog(written, folder, environ.get(environment.CPU_MODEL), path), path)
     _check_rules(catalog, path)
-    return resolve(options, catalog, path.absolute() if path else None)
+    return resolve(options, catalog, path.absolute() if path else None, written.webhooks)
 
 
 def _named(environ: Mapping[str, str]) -> Path | None:

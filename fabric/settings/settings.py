@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from fabric.contracts.breaker import Breaker
 from fabric.contracts.budget import Budget
 from fabric.contracts.catalog import Baseline, Catalog, Model, PrivacyRules, TenantWeights, Tier, TierCost
 from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
+from fabric.contracts.webhook import Webhook
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 RedisUrl = Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")]
@@ -78,6 +79,16 @@ class Document(Options):
     budgets: tuple[Budget, ...] = ()
     #: Shares of the work while several tenants wait; of others 1.
     tenant_weights: TenantWeights = Field(default_factory=dict)
+    #: Who is told that jobs and batches have ended. Read by recorders when they start.
+    webhooks: tuple[Webhook, ...] = ()
+
+    @field_validator("webhooks")
+    @classmethod
+    def _webhooks_have_names_of_their_own(cls, hooks: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+        names = [hook.name for hook in hooks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"webhook name used twice: {', '.join(twice)}")
+        return hooks
 
 
 class Settings(BaseModel):
@@ -101,13 +112,14 @@ class Settings(BaseModel):
     drain_s: float
     usage_retention_days: int | None = None
     catalog: Catalog
+    webhooks: tuple[Webhook, ...] = ()
     #: The socket of the embedded Valkey; ``None`` when Redis runs elsewhere.
     socket: Path | None
     #: The file that was read, if any.
     config: Path | None
 
 
-def resolve(options: Options, catalog: Catalog, config: Path | None) -> Settings:
+def resolve(options: Options, catalog: Catalog, config: Path | None, webhooks: tuple[Webhook, ...] = ()) -> Settings:
     data_dir = options.data_dir.absolute()
     socket = None if options.redis_url else socket_path(data_dir)
     redis_url = options.redis_url or f"unix://{socket}?db=0"
@@ -128,6 +140,7 @@ def resolve(options: Options, catalog: Catalog, config: Path | None) -> Settings
         drain_s=options.drain_s,
         usage_retention_days=options.usage_retention_days,
         catalog=catalog,
+        webhooks=webhooks,
         socket=socket,
         config=config,
     )

@@ -56,13 +56,15 @@ PLAIN: dict[tuple[str, str], dict[str, Any]] = {
 NAMING = {("post", "/v1/batches")}
 #: Routes that show what belongs to no tenant.
 SHARED = {("get", "/v1/models/{model_id}"), ("get", "/v1/policies/{policy_hash}")}
-#: Documented: whoever has the scope ``admin`` manages every tenant's keys.
+#: Documented: whoever has the scope ``admin`` manages every tenant's keys and webhooks.
 ACROSS = {
     ("get", "/v1/keys"),
     ("post", "/v1/keys"),
     ("get", "/v1/keys/{key_id}"),
     ("delete", "/v1/keys/{key_id}"),
     ("post", "/v1/keys/{key_id}/rotate"),
+    ("get", "/v1/webhook-deliveries"),
+    ("post", "/v1/webhook-deliveries/{delivery_id}/replay"),
 }
 
 
@@ -223,7 +225,7 @@ def test_each_scope_leads_where_it_should_and_nowhere_else(house: House, worker:
             ("key_id", "key"),
         )
     }
-    things |= {"model_id": "small", "policy_hash": "0" * 16}
+    things |= {"model_id": "small", "policy_hash": "0" * 16, "delivery_id": "ops:evt_0"}
     for method, path in house.routes():
         if (method, path) in OPEN:
             continue
