@@ -56,3 +56,10 @@ class Completion:
         """Not an end, but what a provider charged for an attempt after it had been given up: ``attempt`` is that
         one's number below zero."""
         return self.attempt < 0
+
+    @property
+    def last_try(self) -> EarlierAttempt | None:
+        """Of a job that ended while it waited for its next try (cancelled, expired, no place left): the end has no try
+        of its own, and ``attempt`` is the number of this one. ``None`` for jobs that ended in a try, or before any."""
+        last = self.earlier[-1] if self.earlier else None
+        return last if last is not None and last.number == self.attempt else None

@@ -93,7 +93,8 @@ def add(
     rows: list[Used] = []
     # In one order, so that two recorders with the same completions wait for each other only one way.
     for done in sorted(completions, key=_order):
-        rows += [_earlier(done, attempt) for attempt in done.earlier]
+        last_try = done.last_try
+        rows += [_earlier(done, attempt) for attempt in done.earlier if attempt is not last_try or _parked(attempt)]
         rows.append(_last(done, note(done)))
     if rows and (new := _insert(connection, rows)):
         sums.add(connection, new)
@@ -132,24 +133,31 @@ def _stored(row: Used) -> tuple[Any, ...]:
     return (*row[:_TAGS], tags, *row[_TAGS + 1 :])
 
 
+def _parked(attempt: EarlierAttempt) -> bool:
+    """Parked and replayed since: its row is there already."""
+    return attempt.outcome == _DEAD
+
+
 def _last(done: Completion, note: Note) -> Used:
     # One that was parked and replayed was counted when it was parked.
-    requests = int(not done.late and not any(attempt.outcome == _DEAD for attempt in done.earlier))
+    requests = int(not done.late and not any(map(_parked, done.earlier)))
     # What would have been paid elsewhere, or was foreseen: of answers, not of failures.
     elsewhere = note[1:] if done.state == _SUCCEEDED else (None, 0.0, 0.0)
+    # The end of a job that waited for its next try goes to the row of the last one that it had.
+    at = done if done.last_try is None else done.last_try
     return _made(
         done,
-        (done.attempt, done.tier, done.deployment, done.worker, done.state),
+        (done.attempt, at.tier, at.deployment, at.worker, done.state),
         orjson.loads(done.error) if done.error else {},
-        done.measures,
-        (done.dispatched_ms, done.claimed_ms, done.finished_ms),
+        at.measures,
+        (at.dispatched_ms, at.claimed_ms, done.finished_ms),
         requests,
         Note(note.policy_hash, *elsewhere),
     )
 
 
 def _earlier(done: Completion, attempt: EarlierAttempt) -> Used:
-    state = _DEAD if attempt.outcome == _DEAD else REQUEUED
+    state = _DEAD if _parked(attempt) else REQUEUED
     return _made(
         done,
         (attempt.number, attempt.tier, attempt.deployment, attempt.worker, state),

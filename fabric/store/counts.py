@@ -58,7 +58,7 @@ def _add(amounts: Amounts, done: Completion) -> None:
         _add_used(amounts, f"{tier} {done.deployment or NONE}", done.measures)
         return
     amounts[f"jobs {tier} {done.deployment or NONE} {done.state}"] += 1
-    if done.attempt:
+    if done.attempt and done.last_try is None:
         _add_attempt(amounts, tier, done.deployment, done.state, done.measures)
     for earlier in reversed(done.earlier):
         if earlier.outcome == JobState.DEAD:  # counted with those before it when the job was parked

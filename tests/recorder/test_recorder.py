@@ -9,13 +9,13 @@ import orjson
 import pytest
 
 from fabric import recorder as module
-from fabric.contracts.errors import Unavailable
-from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.errors import EngineError, Unavailable
+from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.ledger import Ledger, costs, usage
 from fabric.ledger.costs import Filter
 from fabric.recorder import BAD, GROUP, Recorder
 from fabric.store import Store, counts, reads, transitions
-from fabric.store.transitions import NewJob, Outcome
+from fabric.store.transitions import Dispatch, Failure, NewJob, Outcome
 
 if TYPE_CHECKING:
     from tests.recorder.conftest import Ended
@@ -54,6 +54,25 @@ class TestUsage:
         drain(recorder)
         (used,) = ledger.read(usage.of_job, "default", spec.id)
         assert (used.state, used.attempt, used.deployment) == ("cancelled", 0, None)
+
+    def test_of_a_job_that_ended_while_it_waited_for_its_next_try(
+        self, ended: Ended, recorder: Recorder, ledger: Ledger, store: Store
+    ) -> None:
+        spec = JobSpec(id=f"job_{0:026}", endpoint="/v1/chat/completions", model="small")
+        store(transitions.accept([NewJob(spec, b"sealed")]))
+        store(transitions.take([(spec.lane, 1)]))
+        store(transitions.dispatch([Dispatch(spec.id, "small-cpu", "cpu", b"{}")]))
+        store(transitions.claim("w1", [(spec.id, 1)]))
+        measures = Measures(usage=Usage(3, 4), cost_usd=0.01).dump()
+        error = EngineError("It broke.").info
+        store(transitions.fail([Failure(spec.id, 1, 60_000, error, measures=measures, cost_usd=0.01)]))
+        store(transitions.cancel([spec.id]))
+        drain(recorder)
+        (used,) = ledger.read(usage.of_job, "default", spec.id)
+        assert (used.state, used.attempt, used.requests, used.error_code) == ("cancelled", 1, 1, "cancelled")
+        assert (used.deployment, used.worker, used.output_tokens, used.cost_usd) == ("small-cpu", "w1", 4, 0.01)
+        (sums,) = ledger.read(costs.grouped, Filter(), ())[0]
+        assert (sums["requests"], sums["failures"], sums["attempts"], sums["cost_usd"]) == (1, 1, 1, 0.01)
 
 
 class TestLines:

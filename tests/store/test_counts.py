@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,14 @@ def test_a_job_its_tries_its_tokens_and_its_money() -> None:
 def test_tries_before_a_job_was_parked_were_counted_then() -> None:
     found = counts.tally([done(earlier(1, "requeued"), earlier(2, "dead"), earlier(3, "requeued"))])
     assert found["attempts gpu big requeued"] == 1
+
+
+def test_a_job_that_ended_while_it_waited_for_its_next_try_had_no_further_one() -> None:
+    waited = replace(done(earlier(1, "requeued"), state="cancelled", dispatched_ms=None), attempt=1, tier=None)
+    found = counts.tally([waited])
+    assert {name: value for name, value in found.items() if name.startswith("attempts")} == {
+        "attempts gpu big requeued": 1
+    }
 
 
 def test_every_stage_has_its_seconds() -> None:
