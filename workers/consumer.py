@@ -19,6 +19,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
 from kombu import Connection
 from kombu.message import Message
+from redis.exceptions import ResponseError
 
 from fabric.broker import BadMessage, declare, limit_waiting, read
 from fabric.contracts.catalog import Deployment
@@ -48,6 +49,10 @@ class Consumer(CeleryConsumer):
         self._set_aside = set_aside
         self._redis = redis
         super().__init__(*args, **kwargs)
+        if redis:
+            # A server that has no memory or no disk left refuses to note who has a message. Celery takes that for the
+            # end of its worker; it is an outage, and the job of a message that was lost so is dispatched again.
+            self.connection_errors = (*self.connection_errors, ResponseError)
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[valid-type, misc]  # the stubs call it a variable
         default_steps = tuple(

@@ -141,6 +141,23 @@ def test_a_valkey_that_is_both_store_and_broker_is_killed_under_load(new_fabric:
     assert worker.running
 
 
+def test_a_worker_outlives_a_valkey_without_memory(new_fabric: Start) -> None:
+    """It reads its messages, and can't note that it has them."""
+    fabric = new_fabric("valkey", {"quick": {}})
+    worker = fabric.worker()
+    fabric.scheduler()
+    fabric.ended(fabric.accept("quick"))
+    worker.signal(signal.SIGSTOP)
+    jobs = fabric.accept("quick", 4)
+    fabric.until(lambda: {fabric.record(job).state for job in jobs} == {JobState.DISPATCHED})
+    fabric.store.redis.config_set("maxmemory", 1)
+    worker.signal(signal.SIGCONT)
+    fabric.until(lambda: "refused the write" in worker.said and "onnection to broker lost" in worker.said)
+    fabric.store.redis.config_set("maxmemory", 0)
+    assert {end.state for end in fabric.ended(jobs)} == {"succeeded"}
+    assert worker.running
+
+
 def test_a_rabbitmq_that_is_killed_under_load(new_fabric: Start) -> None:
     fabric = new_fabric("rabbitmq", {"loaded": {"slots": 32, "options": {"latency_ms": 10}}})
     assert fabric.rabbitmq is not None
