@@ -181,7 +181,7 @@ class Injector:
         self._stage.release(fault.target)
 
     async def _clock_jump(self, fault: Fault) -> None:
-        self._stage.jump(3_600 if round(fault.at_s) % 2 else -3_600)
+        self._stage.jump(float(fault.target))
         try:
             await asyncio.sleep(fault.for_s)
         finally:

@@ -15,9 +15,9 @@ from storm.asks import CHAT, Ask, ask
 from storm.values import Told
 
 #: Clients side by side, and the pause of each between two requests, least and most.
-CLIENTS = 8
+CLIENTS = 16
 _PAUSE_S = (0.1, 0.5)
-_BATCH_LINES, _BATCH_EVERY_S = 60, 12.0
+_BATCH_LINES, _BATCH_EVERY_S = 100, 12.0
 _FIRST_LINE = 1_000_000
 #: How long one try may take, and how long a client insists after the load has ended.
 _TRY_S = 30.0

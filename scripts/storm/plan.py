@@ -54,11 +54,13 @@ KINDS: dict[str, Kind] = {
     "bad-messages": Kind((0, 0), ("queues",)),
     "bad-requests": Kind((0, 0), ("api",)),
     "engine-crash": Kind((0.5, 4), ("cloud", "home")),
-    "clock-jump": Kind((3, 8), ("worker-gpu-2",)),
+    "clock-jump": Kind((3, 8), ("+3600", "-3600")),
 }
 #: Rest after a fault of the first round, so that what follows is its doing alone.
 _REST_S = 9.0
 _PAUSE_S = (1.0, 5.0)
+#: Kinds of which one in the first round says little.
+_OFTEN = {"kill-worker": 3}
 #: Of the later rounds, the part that breaks while something else is broken.
 _TOGETHER = 0.35
 
@@ -92,7 +94,8 @@ def make(
     faults: list[Fault] = []
     at_s, alone = 2.0, True
     while names and at_s < seconds:
-        for name in dice.sample(names, len(names)):
+        times = [_OFTEN.get(name, 1) if alone else 1 for name in names]
+        for name in dice.sample(names, sum(times), counts=times):
             kind = KINDS[name]
             for_s = round(dice.uniform(*kind.seconds), 1)
             target = dice.choice(kind.targets)

@@ -26,7 +26,7 @@ def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, An
         "jobs accepted": len(jobs),
         "of them lines of batches": len(evidence.lines),
         "ends": dict(Counter(row.state for row in ends).most_common()),
-        "attempts": len(evidence.rows),
+        "attempts": dict(Counter(row.deployment or "none" for row in evidence.rows).most_common()),
         "errors of attempts": dict(errors.most_common()),
         "faults injected": counts(result.inflicted),
         "jobs lost": sum(job not in ended for job in jobs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,6 +77,8 @@ def _left(stage: Stage) -> dict[str, int]:
 
 
 def _evidence(stage: Stage, injector: Injector, load: Load) -> Evidence:
+    # What is on the tmpfs goes with it.
+    shutil.copy(stage.database, stage.folder)
     return Evidence(
         told=tuple(load.told),
         rows=tuple(evidence.rows(stage.database)),
