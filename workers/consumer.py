@@ -52,7 +52,8 @@ class Consumer(CeleryConsumer):
         if redis:
             # A server that has no memory or no disk left refuses to note who has a message. Celery takes that for the
             # end of its worker; it is an outage, and the job of a message that was lost so is dispatched again.
-            self.connection_errors = (*self.connection_errors, ResponseError)
+            known = self.conninfo.connection_errors  # type: ignore[attr-defined]  # not in the stubs
+            self.connection_errors: tuple[type[Exception], ...] = (*known, ResponseError)
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[valid-type, misc]  # the stubs call it a variable
         default_steps = tuple(
@@ -116,7 +117,7 @@ class Consumer(CeleryConsumer):
             self._lay_down(reason, _bytes(message.body), str((message.delivery_info or {}).get("routing_key", "")))
         else:
             log.error("a message was set aside: %s", reason)
-        message.reject_log_error(log, self.connection_errors)  # type: ignore[attr-defined]  # not in the stubs
+        message.reject_log_error(log, self.connection_errors)
 
     def _lay_down(self, reason: str, body: bytes, queue: str) -> None:
         log.error("a message was set aside: %s", reason)
