@@ -55,6 +55,12 @@ class _Flight:
     def engine_s(self) -> float:
         return 0.0 if self.entered is None else time.perf_counter() - self.entered
 
+    @property
+    def left_s(self) -> float | None:
+        """To the job's deadline. The store's clock said how long that is: this machine's may be wrong, and jump."""
+        left_ms = self.job.left_ms
+        return None if left_ms is None else left_ms / 1000 - (time.perf_counter() - self.began)
+
 
 class Runner:
     """All in-flight jobs of one worker, on the loop's thread."""
@@ -170,7 +176,9 @@ class Runner:
         job = flight.job
         self._wall.check(job.spec, engine.deployment)
         payload = orjson.loads(job.payload)
-        request = Request(job.spec.id, job.spec.endpoint, payload["body"], job.spec.stream, job.spec.deadline_ms)
+        left_s = flight.left_s
+        deadline_ms = None if left_s is None else int((time.time() + left_s) * 1000)
+        request = Request(job.spec.id, job.spec.endpoint, payload["body"], job.spec.stream, deadline_ms)
 
         def emit(chunk: bytes) -> None:
             flight.pieces += 1
@@ -178,9 +186,8 @@ class Runner:
                 spoken()
             self._outbox.piece(Piece(job.spec.id, job.attempt, _TOKEN + chunk + b"}"))
 
-        if job.spec.deadline_ms is None:
+        if left_s is None:
             return await engine.run(request, emit)
-        left_s = job.spec.deadline_ms / 1000 - time.time()
         if left_s <= 0:
             raise DeadlineExceeded(_EXPIRED)
         deadline = asyncio.timeout(left_s)
@@ -212,8 +219,7 @@ class Runner:
             self._end(flight, JobState.EXPIRED, error)
             return
         job = flight.job
-        left_s = None if job.spec.deadline_ms is None else job.spec.deadline_ms / 1000 - time.time()
-        disposition = dispose(error, job.failures + 1, attempt=job.attempt, left_s=left_s)
+        disposition = dispose(error, job.failures + 1, attempt=job.attempt, left_s=flight.left_s)
         if disposition.action == "fail" or disposition.action == "park":
             self._end(flight, JobState.DEAD if disposition.action == "park" else JobState.FAILED, error)
             return

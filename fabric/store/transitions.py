@@ -317,12 +317,14 @@ def _take_back(reason: bytes, jobs: Iterable[tuple[str, int]]) -> Command[int]:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """``failures``: how many tries of the job have failed at this deployment before this one."""
+    """``failures``: how many tries of the job have failed at this deployment before this one. ``left_ms``: to its
+    deadline at this moment, by the store's clock; ``None`` without one."""
 
     spec: JobSpec
     attempt: int
     payload: bytes
     failures: int = 0
+    left_ms: int | None = None
 
 
 def claim(worker: str, jobs: Sequence[tuple[str, int]], *, deployment: str = "") -> Command[list[Claimed]]:
@@ -333,13 +335,15 @@ def claim(worker: str, jobs: Sequence[tuple[str, int]], *, deployment: str = "")
         arguments += (job_id, attempt)
 
     def parse(answer: list[list[bytes]]) -> list[Claimed]:
-        return [
-            Claimed(JobSpec.load(record[0]), attempt, record[1], int(record[2]))
-            for (_, attempt), record in zip(jobs, answer, strict=True)
-            if record
-        ]
+        return [_one_claimed(attempt, *record) for (_, attempt), record in zip(jobs, answer, strict=True) if record]
 
     return call("claim", arguments, parse)
+
+
+def _one_claimed(attempt: int, spec: bytes, payload: bytes, failures: bytes, now_ms: bytes) -> Claimed:
+    loaded = JobSpec.load(spec)
+    left_ms = None if loaded.deadline_ms is None else loaded.deadline_ms - int(now_ms)
+    return Claimed(loaded, attempt, payload, int(failures), left_ms)
 
 
 def heartbeat(

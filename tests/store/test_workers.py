@@ -24,6 +24,15 @@ class TestClaim:
         assert record.attempts[0].claimed_ms is not None
         assert jobs.places(job) == {"held:w1", "busy:small-cpu", "live", "jobs:default"}
 
+    def test_it_hears_how_long_there_is_to_the_deadline(self, jobs: Jobs, store: Store) -> None:
+        seconds, microseconds = store.redis.time()
+        job = jobs.dispatched(deadline_ms=int(seconds * 1000 + microseconds // 1000) + 60_000)
+        (claimed,) = store(transitions.claim("w1", [(job, 1)]))
+        assert claimed.left_ms is not None
+        assert 0 < claimed.left_ms <= 60_000
+        (other,) = store(transitions.claim("w1", [(jobs.dispatched(), 1)]))
+        assert other.left_ms is None
+
     def test_one_worker_holds_it(self, jobs: Jobs) -> None:
         job = jobs.dispatched()
         assert [jobs.claim(job, "w1"), jobs.claim(job, "w2")] == [True, False]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -83,7 +84,8 @@ def job(number: int = 1, *, attempt: int = 1, failures: int = 0, **fields: Any) 
     spec = JobSpec(**({"id": f"job_{number}", "endpoint": "/v1/chat/completions", "model": "m"} | fields))
     body = {"messages": [{"role": "user", "content": "my secret"}]}
     payload = orjson.dumps({"endpoint": spec.endpoint, "body": body, "stream": spec.stream})
-    return Claimed(spec, attempt, payload, failures)
+    left_ms = None if spec.deadline_ms is None else spec.deadline_ms - int(time.time() * 1000)
+    return Claimed(spec, attempt, payload, failures, left_ms)
 
 
 async def answer(request: Request, emit: Emit) -> Answer:
@@ -335,6 +337,11 @@ class TestDeadlines:
         await bench.run(job(deadline_ms=1))
         assert bench.outcome().state is JobState.EXPIRED
         assert stuck.inside == set()
+
+    async def test_count_by_the_stores_clock_whatever_this_machine_says(self) -> None:
+        bench = Bench(answer)
+        await bench.run(replace(job(deadline_ms=1), left_ms=60_000))
+        assert bench.outcome().state is JobState.SUCCEEDED
 
 
 class TestTheSameJobAgain:

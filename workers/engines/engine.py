@@ -32,7 +32,7 @@ class Request:
     endpoint: Endpoint
     body: dict[str, Any]
     stream: bool
-    deadline_ms: int | None = None  #: milliseconds since the epoch
+    deadline_ms: int | None = None  #: milliseconds since the epoch, on this machine's clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 -- Whoever names a job for a deployment that it wasn't sent to gets nothing, and of a payload in two parts a
 -- worker gets that of its tier (`fabric/contracts/payload.py`).
 -- ARGV: worker, deployment, then per job: id, attempt
--- Returns per job {spec, payload, tries that failed at this deployment} or {} when the claim is refused.
+-- Returns per job {spec, payload, tries that failed at this deployment, time now} or {} when the claim is refused.
 local at = int(now_ms())
 local worker = ARGV[1]
 -- A claim is a sign of life: whoever holds jobs is in the list that the rescue looks at.
@@ -32,9 +32,9 @@ for i = 3, #ARGV, 2 do
     if record[4] ~= '1' then
       event(id, record[4], record[5], '{"type":"running","at":' .. at .. ',"number":' .. record[2] .. '}')
     end
-    answers[#answers + 1] = { record[3], part(id, record[9]), failures(key, record) }
+    answers[#answers + 1] = { record[3], part(id, record[9]), failures(key, record), at }
   elseif record[1] == 'running' and record[2] == ARGV[i + 1] and record[6] == worker then
-    answers[#answers + 1] = { record[3], part(id, record[9]), failures(key, record) }
+    answers[#answers + 1] = { record[3], part(id, record[9]), failures(key, record), at }
   else
     answers[#answers + 1] = {}
   end
