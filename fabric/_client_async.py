@@ -360,6 +360,11 @@ class AsyncClient:
         """The tiers with their deployments, workers and slots, as ``GET /v1/tiers`` shows them."""
         return await _json(self._http, Call("GET", "/v1/tiers"))
 
+    async def workers(self) -> list[dict[str, Any]]:
+        """The workers that live, as ``GET /v1/workers`` shows them."""
+        found: list[dict[str, Any]] = (await _json(self._http, Call("GET", "/v1/workers")))["data"]
+        return found
+
     async def close(self) -> None:
         await self._http.close()
 

@@ -354,6 +354,11 @@ class Client:
         """The tiers with their deployments, workers and slots, as ``GET /v1/tiers`` shows them."""
         return _json(self._http, Call("GET", "/v1/tiers"))
 
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers that live, as ``GET /v1/workers`` shows them."""
+        found: list[dict[str, Any]] = (_json(self._http, Call("GET", "/v1/workers")))["data"]
+        return found
+
     def close(self) -> None:
         self._http.close()
 

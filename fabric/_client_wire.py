@@ -267,6 +267,7 @@ for _kind in _all(FabricError):
 _BY_STATUS: dict[int, type[FabricError]] = {
     400: errors.InvalidRequest,
     401: errors.NotAuthenticated,
+    403: errors.PermissionDenied,
     404: errors.NotFound,
     409: errors.Conflict,
     413: errors.TooLarge,

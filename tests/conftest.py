@@ -37,6 +37,8 @@ class Valkey:
 
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()  #: of the command: where it runs
+    options: tuple[str, ...] = ()  #: over those of an embedded server
 
     @property
     def socket(self) -> Path:
@@ -51,7 +53,7 @@ class Valkey:
         return embedded.broker_url(self.socket)
 
     def start(self) -> None:
-        command = embedded.server_command(self.socket, self.folder)
+        command = [*self.prefix, *embedded.server_command(self.socket, self.folder), *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert self.process.stdout
         for line in self.process.stdout:
@@ -81,12 +83,13 @@ def valkey_server() -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="session")
-def new_valkey() -> Iterator[Callable[[], Valkey]]:
+def new_valkey() -> Iterator[Callable[..., Valkey]]:
     """Starts a server of the test's own, for one that kills it or shares it with real processes."""
     with ExitStack() as stack:
 
-        def start() -> Valkey:
-            server = Valkey(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fabric-", dir="/tmp"))))
+        def start(**fields: Any) -> Valkey:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fabric-", dir="/tmp")))
+            server = Valkey(folder, **fields)
             stack.callback(server.kill)
             server.start()
             return server
@@ -243,18 +246,26 @@ def ledger_url(request: pytest.FixtureRequest) -> str:
 
 @dataclass
 class RabbitMQ:
-    """A RabbitMQ node of its own, on loopback alone. ``kill`` then ``start`` is a crash."""
+    """A RabbitMQ node of its own, on loopback alone. ``kill`` then ``start`` is a crash.
+
+    ``prefix``: of its commands, where it runs in a network of its own; ``address``: that it listens on there.
+    """
 
     folder: Path
     programs: Path
     port: int = 0
+    prefix: tuple[str, ...] = ()
+    address: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
     _epmd: subprocess.Popen[bytes] | None = None
     _environ: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        return self.url_at("127.0.0.1")
+
+    def url_at(self, address: str) -> str:
+        return f"amqp://guest:guest@{address}:{self.port}//"
 
     def start(self) -> None:
         """The first start chooses the ports; the node is known by them."""
@@ -262,10 +273,10 @@ class RabbitMQ:
             self.port, distribution, epmd = free_ports(3)
             self._prepare(distribution, epmd)
             # Not left to the node: its daemon would outlive us.
-            self._epmd = subprocess.Popen(["epmd", "-address", "127.0.0.1", "-port", str(epmd)])
+            self._epmd = subprocess.Popen([*self.prefix, "epmd", "-address", "127.0.0.1", "-port", str(epmd)])
         log = (self.folder / "output").open("ab")
         self.process = subprocess.Popen(
-            [str(self.programs / "rabbitmq-server")],
+            [*self.prefix, str(self.programs / "rabbitmq-server")],
             env=self._environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -303,7 +314,8 @@ class RabbitMQ:
         return [line.split("\t") for line in done.stdout.splitlines()]
 
     def _prepare(self, distribution: int, epmd: int) -> None:
-        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.default = 127.0.0.1:{self.port}\n")
+        lines = (f"listeners.tcp.default = {self.address}:{self.port}", "loopback_users = none")
+        (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "enabled_plugins").write_text("[].")
         inside = {
             "HOME": "",  # the cookie
@@ -330,6 +342,8 @@ class RabbitMQ:
 
     def _answers(self) -> bool:
         """Whether it greets: it opens its port some time before it is ready."""
+        if self.prefix:  # out of our reach
+            return b"Server startup complete" in (self.folder / "output").read_bytes()
         try:
             with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
                 connection.sendall(b"AMQP\x00\x00\x09\x01")
@@ -348,20 +362,29 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server() -> Iterator[RabbitMQ]:
+def new_rabbitmq() -> Iterator[Callable[..., RabbitMQ]]:
+    """Starts a node of the test's own."""
     installed = Path("/usr/lib/rabbitmq/bin")
     on_path = shutil.which("rabbitmq-server")
     if not (installed / "rabbitmq-server").exists() and not on_path:
         pytest.skip("RabbitMQ isn't installed: apt-get install rabbitmq-server")
     # Debian's program on the PATH changes the user and the folder; the one behind it doesn't.
     programs = installed if installed.exists() else Path(str(on_path)).resolve().parent
-    with tempfile.TemporaryDirectory(prefix="fabric-rabbit-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        server = RabbitMQ(Path(folder), programs)
-        try:
+    with ExitStack() as stack:
+
+        def start(**fields: Any) -> RabbitMQ:
+            folder = tempfile.TemporaryDirectory(prefix="fabric-rabbit-", dir="/tmp", ignore_cleanup_errors=True)
+            server = RabbitMQ(Path(stack.enter_context(folder)), programs, **fields)
+            stack.callback(server.close)
             server.start()
-            yield server
-        finally:
-            server.close()
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(new_rabbitmq: Callable[..., RabbitMQ]) -> RabbitMQ:
+    return new_rabbitmq()
 
 
 @pytest.fixture

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fabric.cli.output import json_option, local_time, print_json, print_table
-from fabric.contracts.errors import Unavailable
+from fabric.contracts.errors import PermissionDenied, Unavailable
+
+if TYPE_CHECKING:
+    from fabric.client import Client
 
 
 @click.command()
@@ -28,16 +31,41 @@ def status(only_url: bool, as_json: bool) -> None:
 
     with Client() as client:
         shown = client.status()
+        workers = _workers(client)
     processes = run["processes"] if run else {}
     if as_json:
-        print_json({**shown, **({"processes": processes} if processes else {})})
+        print_json({**shown, "workers": workers, **({"processes": processes} if processes else {})})
         return
     _print_tiers(shown["data"])
     _print_errors(shown["data"])
+    if workers:
+        click.echo()
+        _print_workers(workers)
     _print_config(shown.get("config"))
     if processes:
         click.echo()
         print_table(("PROCESS", "PID", "RESTARTS"), [(n, p["pid"], p["restarts"]) for n, p in processes.items()])
+
+
+def _workers(client: Client) -> list[dict[str, Any]] | None:
+    """Those that live; ``None`` where the key may not see them."""
+    try:
+        return client.workers()
+    except PermissionDenied:
+        return None
+
+
+def _print_workers(workers: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        ("WORKER", "TIER", "HOST", "PID", "SINCE", "SLOTS", "BUSY", ""),
+        [
+            (
+                *(w["id"], w["tier"], w["host"], w["pid"], local_time(w["started_at"]), w["slots"], w["busy"]),
+                "draining" if w["draining"] else None,
+            )
+            for w in workers
+        ],
+    )
 
 
 def _print_tiers(tiers: Sequence[dict[str, Any]]) -> None:

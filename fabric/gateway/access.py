@@ -32,6 +32,7 @@ NEEDS: dict[tuple[str, str], _Scopes] = {
     ("GET", "/v1/models"): _ANY,
     ("GET", "/v1/models/{model_id:path}"): _ANY,
     ("GET", "/v1/tiers"): _ANY,
+    ("GET", "/v1/workers"): _READ,
     ("GET", "/v1/policies/{policy_hash}"): _READ,
     ("POST", "/v1/route"): _JOBS,
     ("POST", "/v1/jobs"): INFERENCE,

@@ -36,6 +36,7 @@ from fabric.gateway import (
     tiers,
     usage,
     webhooks,
+    workers,
 )
 from fabric.gateway.console import Console, console
 from fabric.gateway.edge import Edge, refuse_http, refuse_parameters
@@ -73,6 +74,7 @@ def create_app(settings: GatewaySettings) -> Door:
         batches,
         models,
         tiers,
+        workers,
         policies,
         dead_letters,
         usage,

@@ -78,6 +78,8 @@ class Api:
     seen: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     #: Answers given before the normal ones: (status, body, headers).
     refusals: list[tuple[int, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    #: ``None``: the key may not see them.
+    workers: list[dict[str, Any]] | None = field(default_factory=list)
     #: Events of every job, and after how many of them a connection breaks, one number per connection.
     events: list[dict[str, Any]] = field(default_factory=list)
     breaks: list[int] = field(default_factory=list)
@@ -107,6 +109,10 @@ class Api:
                 return JSONResponse({"object": "list", "data": [{"id": "assistant"}, {"id": "other"}]})
             case "GET", ["tiers"]:
                 return JSONResponse({"object": "list", "data": []})
+            case "GET", ["workers"] if self.workers is None:
+                return JSONResponse(error("not for you", "insufficient_scope", "permission_error"), 403)
+            case "GET", ["workers"]:
+                return JSONResponse({"object": "list", "data": self.workers})
             case "POST", ["chat", "completions"]:
                 return self._chat(body)
             case "POST", ["route"]:

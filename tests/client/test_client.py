@@ -72,6 +72,14 @@ def test_route_asks_without_running_anything(api: Any) -> None:
     assert {path for _, path, _, _ in api.seen} == {"/v1/models", "/v1/route"}
 
 
+async def test_workers(api: Any) -> None:
+    api.workers = [{"id": "worker_1"}]
+    with Client() as client:
+        assert client.workers() == api.workers
+    async with AsyncClient() as asked:
+        assert await asked.workers() == api.workers
+
+
 async def test_asyncio_route(api: Any) -> None:
     async with AsyncClient() as client:
         assert (await client.route("hello"))["chosen"]["tier"] == "cpu"

@@ -35,6 +35,24 @@ def job(api: Any) -> dict[str, Any]:
     return dict(api.job)
 
 
+def test_status_shows_the_workers_to_whom_may_see_them(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    api.workers = [
+        {
+            **{"id": "worker_1", "tier": "cpu", "host": "box", "pid": 71, "started_at": 0, "draining": True},
+            **{"slots": 4, "busy": 3},
+        }
+    ]
+    assert run(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "worker_1  cpu   box   71 " in shown
+    assert shown.splitlines()[-1].split()[-3:] == ["4", "3", "draining"]
+    assert run(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["workers"] == api.workers
+    api.workers = None
+    assert run(["status"]) == 0
+    assert "WORKER " not in capsys.readouterr().out
+
+
 def test_submit_prints_the_answer(api: Any, job: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["submit", "hi", "--model", "m", "--max-tokens", "5", "--privacy", "restricted"]) == 0
     assert capsys.readouterr().out == "Hello\n"

@@ -46,6 +46,7 @@ PLAIN: dict[tuple[str, str], dict[str, Any]] = {
     ("get", "/v1/dead-letters"): {},
     ("get", "/v1/models"): {},
     ("get", "/v1/tiers"): {},
+    ("get", "/v1/workers"): {},
     ("get", "/v1/usage"): {},
     ("get", "/v1/budgets"): {},
     ("get", "/v1/costs"): {},

@@ -16,6 +16,7 @@ import pytest
 from fabric.contracts.breaker import Health
 from fabric.contracts.ids import line_job_id, new_id
 from fabric.contracts.job import JobSpec
+from fabric.contracts.worker import WorkerInfo
 from fabric.ledger.ledger import open_engine
 from fabric.store import Store, reads, transitions
 from fabric.store.transitions import NewJob
@@ -60,6 +61,28 @@ class TestTiers:
         small = tier["deployments"][0]
         assert (tier["workers"], small["workers"], small["slots"], small["busy"]) == (1, 1, 4, 1)
         job.succeed()
+
+
+class TestWorkers:
+    def test_without_any(self, http: httpx.Client) -> None:
+        assert http.get("/v1/workers").json() == {"object": "list", "data": [], "has_more": False, "next_cursor": None}
+
+    def test_those_that_live(self, http: httpx.Client, store: Store) -> None:
+        def beat(name: str, started_ms: int, **values: Any) -> None:
+            info = WorkerInfo(name, "cpu", "box", 7, started_ms, {"small-cpu": 4}, {"small-cpu": 6}, {}, **values)
+            store(transitions.heartbeat(info, []))
+
+        beat("worker_b", 2_000, draining=True)
+        beat("worker_a", 1_000, states={"small-cpu": "loaded"})
+        first, second = http.get("/v1/workers").json()["data"]
+        assert first == {
+            **{"id": "worker_a", "object": "worker", "tier": "cpu", "host": "box", "pid": 7, "started_at": 1},
+            **{"draining": False, "slots": 4, "busy": 0},
+            "deployments": [{"name": "small-cpu", "slots": 4, "busy": 0, "state": "loaded"}],
+        }
+        assert (second["id"], second["draining"]) == ("worker_b", True)
+        store.redis.zadd("fabric:workers", {"worker_a": 1_000})  # its last heartbeat was long ago
+        assert [worker["id"] for worker in http.get("/v1/workers").json()["data"]] == ["worker_b"]
 
 
 class TestHealth:
