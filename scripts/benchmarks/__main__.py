@@ -10,7 +10,7 @@ import click
 
 from benchmarks.processes import Void
 
-_BENCHMARKS = ("latency", "saturation", "batch", "inflight", "efficiency", "mixed", "decision")
+_BENCHMARKS = ("latency", "saturation", "batch", "inflight", "scale", "efficiency", "mixed", "decision")
 
 
 class _Benchmarks(click.Group):

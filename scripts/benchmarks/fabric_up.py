@@ -28,6 +28,10 @@ class FabricUp:
         return self._folder / "data"
 
     @property
+    def config(self) -> Path:
+        return self._folder / "fabric.yaml"
+
+    @property
     def url(self) -> str:
         return str(self._run()["url"])
 

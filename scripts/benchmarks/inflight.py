@@ -26,22 +26,22 @@ IDEAL = SLOTS / (LATENCY_MS / 1000)
 _EDGE = 2
 
 
-def steady_rate(finished_ms: list[int]) -> float:
-    """Jobs a second between the end of the first and the beginning of the last full sets of slots.
+def steady_rate(finished_ms: list[int], slots: int = SLOTS, edge: int = _EDGE) -> float:
+    """Jobs a second between the end of the first and the beginning of the last full sets of slots; ``edge``: how many.
 
     All slots turn over together, so only whole turns are compared: from a turn's last job to a later turn's last.
     """
-    first, last = _EDGE * SLOTS - 1, len(finished_ms) // SLOTS * SLOTS - (_EDGE - 1) * SLOTS - 1
+    first, last = edge * slots - 1, len(finished_ms) // slots * slots - (edge - 1) * slots - 1
     if last <= first:
-        raise Void(f"too few jobs: at least {2 * _EDGE * SLOTS} are needed")
+        raise Void(f"too few jobs: at least {2 * edge * slots} are needed")
     finished_ms = sorted(finished_ms)
     return (last - first) * 1000 / (finished_ms[last] - finished_ms[first])
 
 
-async def _bare(jobs: int) -> list[int]:
+async def bare(jobs: int, slots: int = SLOTS, latency_ms: int = LATENCY_MS) -> list[int]:
     """The same engine without a fabric: as many tasks as it has slots, each asking again at once."""
-    options = {"latency_ms": LATENCY_MS}
-    engine = MockEngine(Deployment(name="mock", engine="mock", tier="cpu", slots=SLOTS, options=options))
+    options = {"latency_ms": latency_ms}
+    engine = MockEngine(Deployment(name="mock", engine="mock", tier="cpu", slots=slots, options=options))
     request = Request("job_bare", "/v1/chat/completions", {"messages": body("mock")}, stream=False)
     finished: list[int] = []
 
@@ -50,7 +50,7 @@ async def _bare(jobs: int) -> list[int]:
             await engine.run(request, lambda chunk: None)
             finished.append(time.time_ns() // 1_000_000)
 
-    await asyncio.gather(*(ask(jobs // SLOTS) for _ in range(SLOTS)))
+    await asyncio.gather(*(ask(jobs // slots) for _ in range(slots)))
     return finished
 
 
@@ -63,19 +63,19 @@ def measure(seconds: float, rounds: int) -> Report:
         ledger = LedgerFile(fabric.data_dir)
         before = fabric.cpu_s()
         for _ in range(rounds):
-            direct.append(steady_rate(asyncio.run(_bare(jobs))))
+            direct.append(steady_rate(asyncio.run(bare(jobs))))
             wholes.append(jobs / run_batch(fabric, source, jobs).run_s)
             batch_id = ledger.rows("SELECT id FROM batches ORDER BY created_ms DESC LIMIT 1")[0][0]
             finished = [row[0] for row in ledger.rows("SELECT finished_ms FROM usage WHERE batch_id = ?", batch_id)]
             rates.append(steady_rate(finished))
         used = fabric.cpu_since(before)
-    value, bare = sum(rates) / rounds, sum(direct) / rounds
+    value, alone = sum(rates) / rounds, sum(direct) / rounds
     share = value / IDEAL
     return Report(
         "inflight",
         value,
         "jobs/s",
-        bare,
+        alone,
         [Budget(f"of the ideal {IDEAL:,.0f} jobs/s", BUDGET * 100, share * 100, "%", at_least=True)],
         [
             Table(

@@ -51,6 +51,15 @@ def test_against_the_direct_way(name: str, arguments: list[str], unit: str) -> N
     assert {"api", "scheduler", "recorder", "valkey", "worker-cpu"} == report["cpu_ms_per_job"].keys()
 
 
+@pytest.mark.timeout(RUN_S + 60)
+def test_four_workers_do_four_times_the_work() -> None:
+    report = bench("scale", "--workers", "4", "--seconds", "2")
+    assert report["steps"] == [1, 2, 4]
+    first, _, last = report["rates"]
+    # The goal is 0.95; this is a loaded machine and a short run.
+    assert last > 2 * first
+
+
 def test_decision() -> None:
     """There is no way to decide without the fabric."""
     report = bench("decision", "--seconds", "0.2")
