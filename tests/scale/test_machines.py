@@ -86,7 +86,7 @@ def test_a_worker_leaves_by_sigterm(site: Site) -> None:
 def test_a_worker_is_killed(site: Site) -> None:
     stays, dies = (site.worker(machine) for machine in site.machines)
     dead = id_of(site, dies)
-    jobs = site.ask(JOBS)
+    jobs = site.ask(2 * JOBS)
     under_load(site, stays, dies)
     dies.kill()
     is_gone(site, dies, slots=8)
@@ -97,10 +97,9 @@ def test_a_worker_is_killed(site: Site) -> None:
 
 def test_a_worker_is_cut_off(site: Site) -> None:
     stays, cut = (site.worker(machine) for machine in site.machines)
-    lost = id_of(site, cut)
-    jobs = site.ask(JOBS)
+    lost, fenced = id_of(site, cut), site.fenced()
+    jobs = site.ask(2 * JOBS)
     under_load(site, stays, cut)
-    fenced = site.fenced()
     site.cut(site.machines[1])
     try:
         until = time.monotonic() + CUT_S

@@ -241,7 +241,10 @@ class VllmEngine(Engine):
         name = f"Deployment {self.deployment.name!r}"
         command = self._options.command[0]
         if status in _NO_COMMAND:
-            return ConfigError(f"{name}: there is no command {command!r} here: install vLLM, or set `options.command`.")
+            return ConfigError(
+                f"{name}: there is no command {command!r} here: install vLLM (the extra `gpu`), or set "
+                "`options.command`."
+            )
         if status == _WRONG_ARGUMENTS:
             return ConfigError(f"{name}: {command} refuses its arguments; what it says is above: check `options.args`.")
         return EngineUnavailable(

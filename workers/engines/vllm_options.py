@@ -27,7 +27,7 @@ class VllmOptions(CompatibleOptions):
     #: Arguments of ``vllm serve``: as a list, word for word, or by name: ``{max-model-len: 8192}``;
     #: ``true`` for a switch, ``false`` for its ``--no-`` form, a list for several values.
     args: tuple[str, ...] | dict[Word, Arg | tuple[Arg, ...]] = ()
-    #: How vLLM is called here.
+    #: How vLLM is called here. A bare name is looked for in the worker's own environment first, then on the PATH.
     command: tuple[Word, ...] = Field(("vllm",), min_length=1)
     #: Environment variables on top of the worker's own.
     env: dict[Word, str] = Field(default_factory=dict)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _LEASH = str(Path(__file__).with_name("leash.py"))
@@ -34,7 +35,7 @@ class VllmProcess:
         self._stop_timeout_s = stop_timeout_s
         environ = {name: value for name, value in os.environ.items() if not name.startswith("FABRIC_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _LEASH, str(stop_timeout_s), *command(port)],
+            [sys.executable, "-I", "-S", _LEASH, str(stop_timeout_s), *located(command(port))],
             stdin=subprocess.PIPE,
             env={**environ, **_QUIET, **env, "VLLM_API_KEY": self.key},
             start_new_session=True,
@@ -67,6 +68,13 @@ class VllmProcess:
     def _has_exited(self, status: int) -> None:
         self.status = status
         self.exited.set()
+
+
+def located(command: Sequence[str], environment: Path = Path(sys.executable).parent) -> list[str]:
+    """The command as it is run: a bare name is looked for in the worker's own environment, which need not be on
+    the PATH, then on the PATH."""
+    program, *arguments = command
+    return [shutil.which(program, path=environment) or program, *arguments]
 
 
 def _free_port() -> int:

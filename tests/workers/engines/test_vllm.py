@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from workers.engines import build, vllm
 from workers.engines.api_options import options_of
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm_options import VllmOptions, serve_command
+from workers.engines.vllm_process import located
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -109,6 +111,29 @@ def alive(pids: list[int]) -> list[int]:
 def test_the_command_that_serves(options: dict[str, Any], words: str) -> None:
     own = "vllm serve org/name --host 127.0.0.1 --port 8001 --served-model-name org/name"
     assert command_of(deployment(options=options)) == f"{own} {words}".split()
+
+
+def test_vllm_is_found_in_the_workers_own_environment_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, path, named = (tmp_path / name for name in ("own", "path", "named"))
+    for folder in (own, path, named):
+        folder.mkdir()
+    monkeypatch.setenv("PATH", str(path))
+    assert located(["vllm", "serve"], own) == ["vllm", "serve"], "the shell says that there is none"
+    for folder in (path, own, named):
+        (folder / "vllm").touch(mode=0o755)
+    assert located(["vllm", "serve"], own) == [str(own / "vllm"), "serve"]
+    assert located([str(named / "vllm"), "serve"], own) == [str(named / "vllm"), "serve"]
+    (own / "vllm").unlink()
+    assert located(["vllm", "serve"], own) in (["vllm", "serve"], [str(path / "vllm"), "serve"])
+
+
+def test_the_extra_for_gpus_is_bound_by_nothing_in_the_lock() -> None:
+    root = Path(__file__).parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    assert [word for word in project["project"]["optional-dependencies"]["gpu"] if word.startswith("vllm")]
+    locked = {package["name"] for package in tomllib.loads((root / "uv.lock").read_text())["package"]}
+    assert "fastapi" in locked
+    assert not locked & {"vllm", "torch", "transformers"}
 
 
 def test_slots_bound_the_batch() -> None:
