@@ -112,6 +112,10 @@ def make_app(broker_url: str) -> Celery:
         broker_connection_timeout=TIMEOUT_S,
         broker_heartbeat=10,
         broker_transport_options=_transport_options(broker_url),
+        # A worker that was cut off comes back while RabbitMQ still believes in its old connection: an exclusive
+        # queue of that one would be locked, and end the worker. Not transient: RabbitMQ 4 will have no such queues.
+        control_queue_exclusive=False,
+        control_queue_durable=True,
         event_queue_expires=60,
         control_queue_expires=60,
     )
