@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TypeVar
 
 from fabric.broker import Sender
@@ -52,11 +53,20 @@ _EXPERIENCE_S = 1.0
 _MESSAGES = 4
 
 
+Sent = Callable[[JobSpec, Decision, int, str, World, Catalog], None]
+
+
+def _nothing(spec: JobSpec, decision: Decision, attempt: int, place: str, world: World, catalog: Catalog) -> None:
+    pass
+
+
 class Loop:
     """Moves jobs from the backlog to tier queues. One per scheduler process."""
 
-    def __init__(self, store: Store, sender: Sender, catalog: Catalog) -> None:
+    def __init__(self, store: Store, sender: Sender, catalog: Catalog, sent: Sent = _nothing) -> None:
+        """``sent`` hears of every job that was sent: its spec, decision, attempt, place, and the world of then."""
         self._store = store
+        self._sent = sent
         self._sender = sender
         self._experience = Experience()
         self._read_again_s = 0.0
@@ -70,6 +80,11 @@ class Loop:
         self._hash = policy_hash(catalog)
         self._kept = False
         self._fair.weigh(catalog.tenant_weights)
+        self._hedging = any(policy.hedge for policy in catalog.by_policy.values())
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._catalog
 
     def round(self) -> int:
         """Sends what there is room for; answers how many jobs moved.
@@ -112,6 +127,7 @@ class Loop:
         dispatches: dict[str, list[Dispatch]] = {}
         rejections: list[Rejection] = []
         waiting: list[tuple[str, str]] = []
+        decided: dict[str, tuple[JobSpec, Decision]] = {}
         moved = 0
         decisions = _Decisions(self._catalog, self._hash, world)
         for job in taken:
@@ -131,6 +147,8 @@ class Loop:
             self._fair.charge((job.spec.tenant, job.spec.model), tokens)
             tier = self._catalog.by_deployment[place].tier
             limit = world.of(place).limit(interactive=interactive)
+            if self._hedging:
+                decided[job.spec.id] = job.spec, decision
             dispatches.setdefault(place, []).append(Dispatch(job.spec.id, place, tier, dumped, limit))
         if rejections:
             self._store(transitions.reject(rejections))
@@ -138,9 +156,10 @@ class Loop:
         try:
             while messages:
                 some, messages = messages[:_MESSAGES], messages[_MESSAGES:]
-                sent, full = self._send(some)
-                moved += sent
-                waiting += ((job_id, "") for job_id in full)
+                numbers = self._send(some)
+                moved += sum(number > 0 for number in numbers.values())
+                waiting += ((job_id, "") for job_id, number in numbers.items() if number == FULL)
+                self._tell(some, numbers, decided, world)
         finally:
             # Left over when the broker went away in between.
             waiting += ((job.job_id, "") for chunk in messages for job in chunk)
@@ -160,8 +179,19 @@ class Loop:
                     self._walls[hash_] = PrivacyRules.model_validate(text["privacy"])
         return replace(world, walls=self._walls)
 
-    def _send(self, messages: Sequence[Sequence[Dispatch]]) -> tuple[int, list[str]]:
-        """Answers how many jobs were sent, and for which of them another scheduler was quicker."""
+    def _tell(
+        self,
+        messages: Sequence[Sequence[Dispatch]],
+        numbers: Mapping[str, int],
+        decided: Mapping[str, tuple[JobSpec, Decision]],
+        world: World,
+    ) -> None:
+        for job in chain.from_iterable(messages):
+            if numbers[job.job_id] > 0 and job.job_id in decided:
+                self._sent(*decided[job.job_id], numbers[job.job_id], job.deployment, world, self._catalog)
+
+    def _send(self, messages: Sequence[Sequence[Dispatch]]) -> dict[str, int]:
+        """Job -> number of its attempt; ``FULL`` where another scheduler was quicker."""
         jobs = [job for chunk in messages for job in chunk]
         attempts = self._store(transitions.dispatch(jobs))
         numbers = {job.job_id: number for job, number in zip(jobs, attempts, strict=True)}
@@ -179,8 +209,7 @@ class Loop:
             # Messages that did get through are fenced by the attempt number.
             self._store(transitions.recall(job for _, numbered in sent for job in numbered))
             raise
-        full = [job_id for job_id, number in numbers.items() if number == FULL]
-        return sum(len(numbered) for _, numbered in sent), full
+        return numbers
 
 
 class _Decisions:
@@ -194,11 +223,11 @@ class _Decisions:
         self._rules = None if book is None else Moment(book, world)
         self._by_shape: dict[Hashable, tuple[Decision, bytes]] = {}
 
-    def of(self, spec: JobSpec, chain: Chain) -> tuple[Decision, bytes]:
-        key = shape(spec, NO_PLACING if self._rules is None else self._rules.placing(spec), chain)
+    def of(self, spec: JobSpec, tried: Chain) -> tuple[Decision, bytes]:
+        key = shape(spec, NO_PLACING if self._rules is None else self._rules.placing(spec), tried)
         known = self._by_shape.get(key)
         if known is None:
-            decision = decide(spec, self._catalog, self._hash, self._world, chain)
+            decision = decide(spec, self._catalog, self._hash, self._world, tried)
             known = self._by_shape[key] = decision, decision.dump()
         return known
 

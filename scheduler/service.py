@@ -15,6 +15,7 @@ from fabric.store import Store
 from fabric.store.reads import WAKE
 from scheduler.dead_messages import DeadMessages
 from scheduler.duties import run_duties
+from scheduler.hedging import Hedges
 from scheduler.loop import Loop
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def run(
 ) -> None:
     """Runs until ``stop`` is set. The store and the broker may come and go. ``renewed``: the catalogue to go on
     with, when it has changed; asked before every round."""
-    store, duties_store = Store(redis_url), Store(redis_url)
+    store, duties_store, hedges_store = Store(redis_url), Store(redis_url), Store(redis_url)
     sender = Sender(make_app(broker_url))
     failures: list[Exception] = []
 
@@ -50,17 +51,24 @@ def run(
     dead = threading.Thread(target=_dead_messages, args=(broker_url, redis_url, catalog, stop), daemon=True)
     if not is_redis(broker_url):
         dead.start()
+    hedges = Hedges(hedges_store)
+    loop = Loop(store, sender, catalog, hedges.consider)
+    hedging = threading.Thread(target=hedges.run, args=(lambda: loop.catalog, stop), name="hedges", daemon=True)
+    hedging.start()
     log.info("scheduling %d models on %d deployments", len(catalog.by_model), len(catalog.by_deployment))
     try:
-        _schedule(Loop(store, sender, catalog), store, stop, renewed)
+        _schedule(loop, store, stop, renewed)
     finally:
         stop.set()
+        hedges.wake()
         duties.join(timeout=2)
+        hedging.join(timeout=2)
         if dead.ident is not None:
             dead.join(timeout=2)
         sender.close()
         store.close()
         duties_store.close()
+        hedges_store.close()
     if failures:
         raise failures[0]
 

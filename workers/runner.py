@@ -36,6 +36,8 @@ _EXPIRED = "The deadline passed before the job was finished."
 _STOPS: dict[str, tuple[JobState, ErrorInfo]] = {
     "cancelled": (JobState.CANCELLED, Cancelled("The job was cancelled.").info),
     "expired": (JobState.EXPIRED, DeadlineExceeded(_EXPIRED).info),
+    # Only what it has taken counts: another try has given the job its end.
+    "outrun": (JobState.CANCELLED, Cancelled("A second try elsewhere was quicker.").info),
 }
 
 
@@ -108,7 +110,7 @@ class Runner:
     def stop(self, job_id: str, why: str, *, attempt: int | None = None) -> None:
         """Stops a job in its engine; with ``attempt`` only if it is still at that one.
 
-        ``why``: ``cancelled``, ``expired`` or ``lost``.
+        ``why``: ``cancelled``, ``expired``, ``outrun`` or ``lost``.
         """
         flight = self._newest.get(job_id)
         if flight is not None and flight.stopped is None and attempt in (None, flight.job.attempt):

@@ -53,6 +53,13 @@ class Survival:
         # Inside of a bound's step answers end evenly.
         return area + width * (share + (self.beyond[at] - share) * width / (LENGTH_BOUNDS[at] - before) / 2)
 
+    def quantile(self, share: float, most: float) -> float:
+        """Tokens that so many of the answers don't exceed, if none may have more than ``most``."""
+        for bound, beyond in zip(LENGTH_BOUNDS[: self.seen], self.beyond, strict=False):
+            if bound >= most or beyond <= 1 - share:
+                return min(bound, most)
+        return min(most, (LENGTH_BOUNDS[self.seen - 1] if self.seen else 0.0) + _UNSEEN_TOKENS)
+
 
 def survival(ended: Sequence[float], cut: Sequence[float]) -> Survival:
     """From how many answers ended by themselves, and how many were cut by their limit, by ``LENGTH_BOUNDS``: the

@@ -104,6 +104,7 @@ class JobSpec:
     redacted: bool = False  #: the part of the payload for the cloud tier holds nothing that its label hides from it
     headers: tuple[tuple[str, str], ...] = ()  #: those that the operator lets rules read
     shadow_of: str | None = None  #: the job that this one repeats, for nobody to read
+    hedge_of: str | None = None  #: the job that this one is a second try of, elsewhere
     accepted_under: str | None = None  #: names the privacy rules that hold for it whatever comes later
 
     @property
@@ -183,7 +184,8 @@ class Attempt:
     deployment: str
     tier: str
     worker: str | None
-    outcome: str  #: an end state, ``requeued``, or ``exhausted``: no further try at this deployment
+    #: An end state, ``requeued``, ``exhausted`` (no further try at this deployment), or ``outrun`` by a second try.
+    outcome: str
     dispatched_ms: int | None
     claimed_ms: int | None
     ended_ms: int | None

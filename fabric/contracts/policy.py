@@ -51,6 +51,8 @@ class Policy(_Value):
     weights: Weights | None = None
     #: Whether a request that one provider's content filter refused may be shown to another place.
     fall_back_on_refusal: bool = False
+    #: Whether a job that isn't streamed and takes longer than 19 of 20 would is tried at a second place, too.
+    hedge: bool = False
 
     @model_validator(mode="after")
     def _weights_are_for_weighted(self) -> Policy:

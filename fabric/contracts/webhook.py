@@ -83,7 +83,7 @@ class Event:
 def job_event(done: Completion) -> Event | None:
     """``None`` for what nobody waits for: lines of batches, shadows, and what a lost attempt had cost."""
     spec = done.spec
-    if spec.batch_id is not None or spec.shadow_of is not None or done.late:
+    if spec.batch_id is not None or spec.shadow_of is not None or spec.hedge_of is not None or done.late:
         return None
     usage = done.measures.usage
     data = {

@@ -86,6 +86,7 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
     catalog = gateway.catalog
     tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
     waits = {tier: backlog_s(tier, catalog, room, pace_s) for tier in tiers}
+    hedges = await gateway.ask(reads.hedges())
     dead = await _parked(gateway)
     dead.update({f"fabric.{tier}.dead": jobs for tier, jobs in room.dead.items()})
     if unreadable := await gateway.ask(bad_messages.kept_count()):
@@ -95,7 +96,7 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
         for budget, balance in await balances(gateway, catalog.budgets)
         if budget.limit
     }
-    return Snapshot(room, dead, fenced, waits, blocks, fallbacks, sorted(catalog.by_deployment), used, totals)
+    return Snapshot(room, dead, fenced, waits, blocks, fallbacks, hedges, sorted(catalog.by_deployment), used, totals)
 
 
 async def _parked(gateway: Gateway) -> Counter[str]:

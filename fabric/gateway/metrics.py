@@ -85,6 +85,7 @@ class Snapshot:
     label_blocks: Mapping[str, int] = field(default_factory=dict)
     #: (tier left, tier gone to, code of the error) -> jobs
     fallbacks: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    hedges: Mapping[str, int] = field(default_factory=dict)  #: ``begun`` and ``won`` -> second tries
     deployments: Sequence[str] = ()
     budgets: Mapping[str, float] = field(default_factory=dict)  #: name -> share that is spent or reserved
     counts: Counts = field(default_factory=dict)  #: of what jobs came to
@@ -120,6 +121,7 @@ class _Shared(Collector):
             yield _dead_letters(self._snapshot.parked)
             yield _label_blocks(self._snapshot.label_blocks)
             yield _fallbacks(self._snapshot.fallbacks)
+            yield _hedges(self._snapshot.hedges)
             yield _budgets(self._snapshot.budgets)
             yield _breakers(self._snapshot.deployments, self._snapshot.room)
             yield from counted.families(self._snapshot.counts)
@@ -183,6 +185,15 @@ def _fallbacks(moved: Mapping[tuple[str, str, str], int]) -> Metric:
     )
     for labels, count in moved.items():
         family.add_metric(labels, count)
+    return family
+
+
+def _hedges(tries: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(
+        "fabric_hedges", "Second tries of jobs that took long, and those that were quicker.", labels=("result",)
+    )
+    for result in ("begun", "won"):
+        family.add_metric([result], tries.get(result, 0))
     return family
 
 

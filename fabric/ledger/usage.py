@@ -140,7 +140,7 @@ def _parked(attempt: EarlierAttempt) -> bool:
 
 def _last(done: Completion, note: Note) -> Used:
     # One that was parked and replayed was counted when it was parked.
-    requests = int(not done.late and not any(map(_parked, done.earlier)))
+    requests = int(not done.late and done.spec.hedge_of is None and not any(map(_parked, done.earlier)))
     # What would have been paid elsewhere, or was foreseen: of answers, not of failures.
     elsewhere = note[1:] if done.state == _SUCCEEDED else (None, 0.0, 0.0)
     # The end of a job that waited for its next try goes to the row of the last one that it had.

@@ -9,7 +9,7 @@ gives the same decision out.
 
 from fabric.routing.admission import Admission, Denied, admit
 from fabric.routing.constraints import label_blocks, walled_off
-from fabric.routing.forecast import expected_output
+from fabric.routing.forecast import expected_output, late_after_s
 from fabric.routing.lateness import too_near
 from fabric.routing.plan import decide, policy_hash, policy_text, shape
 from fabric.routing.reach import unreachable
@@ -30,6 +30,7 @@ __all__ = [
     "end_of_chain",
     "expected_output",
     "label_blocks",
+    "late_after_s",
     "places_tag",
     "policy_hash",
     "policy_text",

@@ -69,6 +69,25 @@ def predict(spec: JobSpec, deployment: Deployment, world: World, ahead_s: float 
     return Forecast(wait_s, first_token_s, wait_s + service_s + pace.end_s, service_s, output, measured)
 
 
+#: A job that takes longer than this share of jobs like it is late.
+LATE_SHARE = 0.95
+
+
+def late_after_s(spec: JobSpec, deployment: Deployment, world: World) -> float | None:
+    """Seconds from now after which a job that is sent there is later than 19 of 20 would be; ``None`` where too little
+    has been measured, or nobody works there."""
+    seen = predict(spec, deployment, world)
+    pace = world.experience.paces.get((spec.endpoint, deployment.name))
+    if seen.finish_s is None or not seen.measured or pace is None:
+        return None
+    length = world.experience.lengths.get((spec.endpoint, spec.model))
+    if length is None or length.survival is None:
+        return seen.finish_s * 2
+    most = most_output_tokens(spec, deployment)
+    longest = length.survival.quantile(LATE_SHARE, most) * spec.answers
+    return seen.finish_s + max(0.0, longest - seen.output_tokens) * pace.per_output_token_s
+
+
 def expected_output(spec: JobSpec, experience: Experience, most: float = inf) -> float:
     """Tokens of all its answers together, as long as answers have been lately. ``most``: of one answer."""
     if spec.endpoint == "/v1/embeddings":

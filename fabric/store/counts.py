@@ -57,7 +57,8 @@ def _add(amounts: Amounts, done: Completion) -> None:
     if done.late:
         _add_used(amounts, f"{tier} {done.deployment or NONE}", done.measures)
         return
-    amounts[f"jobs {tier} {done.deployment or NONE} {done.state}"] += 1
+    if done.spec.hedge_of is None:  # the first job's end is counted
+        amounts[f"jobs {tier} {done.deployment or NONE} {done.state}"] += 1
     if done.attempt and done.last_try is None:
         _add_attempt(amounts, tier, done.deployment, done.state, done.measures)
     for earlier in reversed(done.earlier):

@@ -149,6 +149,32 @@ def label_blocks() -> Command[dict[str, int]]:
     return Command(("HGETALL", f"{_PREFIX}label_blocks"), lambda a: {k.decode(): int(v) for k, v in _pairs(a).items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A job that is at an attempt and hasn't said anything. ``placeholders``: as in the record."""
+
+    attempt: int
+    placeholders: bytes
+
+
+def silent(job_id: str) -> Command[Silent | None]:
+    """``None``: it has ended, waits, is being stopped, speaks, or has its second try already."""
+    names = ("state", "attempt", "placeholders", "first_token_at", "cancel", "hedge")
+    return Command(("HMGET", f"{_PREFIX}job:{job_id}", *names), _silent)
+
+
+def _silent(answer: list[bytes | None]) -> Silent | None:
+    state, attempt, placeholders, *done = answer
+    if state not in (b"running", b"dispatched") or any(done):
+        return None
+    return Silent(int(attempt or 0), placeholders or b"")
+
+
+def hedges() -> Command[dict[str, int]]:
+    """``begun`` and ``won`` -> second tries, since the store was made."""
+    return Command(("HGETALL", f"{_PREFIX}hedges"), lambda a: {k.decode(): int(v) for k, v in _pairs(a).items()})
+
+
 def payload(job_id: str) -> Command[bytes | None]:
     return Command(("GET", f"{_PREFIX}payload:{job_id}"), lambda answer: answer)
 

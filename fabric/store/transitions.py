@@ -114,7 +114,7 @@ def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[A
             spec.lane,
             DUE_MS[spec.priority],
             "" if spec.deadline_ms is None else spec.deadline_ms,
-            "1" if spec.batch_id else "",
+            "1" if spec.batch_id or spec.hedge_of else "",
             "1" if spec.stream else "",
             spec.tenant,
             job.watcher,
@@ -276,6 +276,11 @@ def dispatch(jobs: Sequence[Dispatch], *, claim_within_ms: int = 5_000) -> Comma
         limit = "" if job.limit is None else job.limit
         arguments += (job.job_id, job.deployment, job.tier, limit, job.decision)
     return call("dispatch", arguments, list)
+
+
+def hedge(job_id: str, attempt: int, second: str) -> Command[bool]:
+    """Ties an accepted job to the one that it is a second try of, which is at that attempt; otherwise it ends."""
+    return call("hedge", [RECORD_TTL_S, job_id, attempt, second], bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,9 +463,10 @@ def rescue(*, dead_after_ms: int = 5_000, deaths: int = 3, at_most: int = 500) -
     return call("rescue", arguments, _pair)
 
 
-def reclaim(*, at_most: int = 500) -> Command[tuple[int, int]]:
-    """Answers (dispatches reclaimed, takes reclaimed)."""
-    return call("reclaim", [at_most, _UNCLAIMED], _pair)
+def reclaim(*, at_most: int = 500, outrun_ms: int = 60_000) -> Command[tuple[int, int]]:
+    """Answers (dispatches reclaimed, takes reclaimed). ``outrun_ms``: how long a worker may take to say what a try had
+    taken that was outrun."""
+    return call("reclaim", [at_most, _UNCLAIMED, outrun_ms], _pair)
 
 
 def promote(*, at_most: int = 500) -> Command[int]:

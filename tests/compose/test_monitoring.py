@@ -28,6 +28,7 @@ LABELS: dict[str, set[str]] = {
     "fabric_tokens_total": {"tier", "deployment", "kind"},
     "fabric_cost_usd_total": {"tier", "deployment"},
     "fabric_attempts_total": {"tier", "deployment", "result"},
+    "fabric_hedges_total": {"result"},
     "fabric_prediction_error_ratio": {"kind", "tier"},
     "fabric_fallbacks_total": {"from_tier", "to_tier", "reason"},
     "fabric_dead_letters": {"queue"},

@@ -122,11 +122,11 @@ end
 
 local FIELDS = { 'state', 'attempt', 'lane', 'due', 'deployment', 'tier', 'worker', 'quiet', 'watchers',
   'accepted_at', 'dispatched_at', 'claimed_at', 'first_token_at', 'cancel', 'cancel_error', 'deaths', 'deadline', 'tenant', 'stream',
-  'spec', 'history', 'left', 'dlq', 'placeholders', 'charges' }
+  'spec', 'history', 'left', 'dlq', 'placeholders', 'charges', 'hedge', 'hedge_of' }
 
 -- What `finish` needs of a running job. Each field read costs, and most jobs end without a detour.
 local ENDING = { 'state', 'attempt', 'deployment', 'tier', 'worker', 'quiet', 'watchers', 'accepted_at',
-  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec', 'history', 'placeholders', 'charges' }
+  'dispatched_at', 'claimed_at', 'cancel', 'deadline', 'spec', 'history', 'placeholders', 'charges', 'hedge', 'hedge_of' }
 
 -- The record's bookkeeping as a table, or nil when there is no such job.
 local function load(id, names)
@@ -393,6 +393,17 @@ local function billed(measures)
   return math.floor(((cost or 0) - (machine or 0)) * 1e9 + 0.5)
 end
 
+-- The cost, in billionths of a US dollar, takes the place of what was reserved.
+local function pay(charges, cost)
+  for name, window, _, amount in string.gmatch(charges, CHARGE) do
+    local key = budget_key(name, window)
+    if redis.call('EXISTS', key) == 1 then
+      redis.call('HINCRBY', key, 'reserved', -amount)
+      redis.call('HINCRBY', key, 'spent', int(cost))
+    end
+  end
+end
+
 -- `measures`: of the last attempt, JSON or ''. What an earlier end of the same job has settled isn't settled again.
 local function settle(id, j, measures)
   local cost = 0
@@ -406,22 +417,20 @@ local function settle(id, j, measures)
     end
   end
   local before = tonumber(redis.call('HGET', job_key(id), 'settled') or 0)
-  for name, window, _, amount in string.gmatch(j.charges, CHARGE) do
-    local key = budget_key(name, window)
-    if redis.call('EXISTS', key) == 1 then
-      redis.call('HINCRBY', key, 'reserved', -amount)
-      redis.call('HINCRBY', key, 'spent', int(math.max(0, cost - before)))
-    end
-  end
+  pay(j.charges, math.max(0, cost - before))
   redis.call('HSET', job_key(id), 'settled', int(math.max(before, cost)))
 end
+
+local remember, move_on, stop, take_over, call_off -- below
 
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
+  if j.hedge_of and state == 'succeeded' and take_over(id, j, o) then return end
   local now = now_ms()
   local at, key, quiet = int(now), job_key(id), j.quiet == '1'
   local error, measures = o.error or '', o.measures or ''
+  if j.hedge then call_off(j.hedge, o.ttl) end
   if j.left then measures = redis.call('HGET', key, 'left_measures') or measures end
   leave(id, j)
   if state == 'succeeded' then
@@ -468,7 +477,7 @@ local function finish(id, j, state, o)
 end
 
 -- Adds an attempt to the job's history. A job that goes round for hours (its broker is away) keeps the newest.
-local function remember(id, entry)
+function remember(id, entry)
   local key = job_key(id)
   local history = redis.call('HGET', key, 'history')
   history = history and (history .. ',' .. entry) or entry
@@ -481,7 +490,7 @@ local function remember(id, entry)
 end
 
 -- Tells a running job's worker to stop it; what the job ends with if the worker can't is kept with it.
-local function stop(id, worker, why, error)
+function stop(id, worker, why, error)
   redis.call('HSET', job_key(id), 'cancel', why, 'cancel_error', error)
   redis.call('HSET', P .. 'abort:' .. worker, id, why)
   redis.call('PUBLISH', P .. 'worker:' .. worker, id .. '\n' .. why)
@@ -544,10 +553,95 @@ local function set_down(id, j, o)
 end
 
 -- What `set_down` has left in the record goes into the history: the job gets a new attempt.
-local function move_on(id, j)
+function move_on(id, j)
   local key = job_key(id)
   local left = redis.call('HMGET', key, 'left_at', 'left_error', 'left_measures', 'decision', 'left_cost')
   remember(id, attempt_json(j, 'exhausted', left[1], left[2], more_json(left[3], left[4])))
   if left[5] ~= '0' then redis.call('HINCRBYFLOAT', key, 'spent', left[5]) end
   redis.call('HDEL', key, 'left', 'left_at', 'left_error', 'left_measures', 'left_cost', 'dlq', 'worker', 'claimed_at')
+end
+
+-- Hedges: a job that takes too long at one place gets a second try at another one, a job of its own (`hedge_of`). If
+-- that one succeeds before the first job has said anything, its answer becomes the first job's next attempt, and
+-- the try that it outran is stopped. Otherwise it is stopped itself when the first job ends.
+local OUTRUN = 'outrun'
+
+function take_over(id, j, o)
+  local first, key = j.hedge_of, job_key(j.hedge_of)
+  local f = load(first)
+  if not f or f.hedge ~= id or f.cancel or f.first_token_at then return false end
+  if f.state ~= 'running' and f.state ~= 'dispatched' and f.state ~= 'queued' then return false end
+  local at = now_ms()
+  leave(first, f)
+  if f.left then
+    move_on(first, f)
+  elseif f.state ~= 'queued' then
+    remember(first, attempt_json(f, 'outrun', at, nil, more_json(nil, redis.call('HGET', key, 'decision'))))
+  end
+  if f.state == 'running' then
+    redis.call('HSET', key, OUTRUN, f.attempt .. '\n' .. f.deployment .. '\n' .. f.tier .. '\n' .. f.worker .. '\n'
+      .. f.dispatched_at .. '\n' .. f.claimed_at)
+    redis.call('HSET', P .. 'abort:' .. f.worker, first, 'outrun')
+    redis.call('PUBLISH', P .. 'worker:' .. f.worker, first .. '\noutrun')
+  end
+  leave(id, j)
+  if j.charges and f.state == 'running' then
+    -- Its reservation stays for what the try that was outrun has taken, until that is known.
+    redis.call('HSET', key, 'outrun_charges', j.charges)
+    redis.call('ZADD', P .. 'outrun', int(at), first)
+  elseif j.charges then
+    pay(j.charges, 0)
+  end
+  if j.deadline then gather('ZREM', P .. 'deadlines', id) end
+  gather('ZREM', P .. 'live', id)
+  for _, name in ipairs({ 'deployment', 'tier', 'worker', 'dispatched_at', 'claimed_at' }) do f[name] = j[name] end
+  f.attempt, f.state, f.left, f.hedge, f.history = int(f.attempt + 1), 'outrun', nil, nil, redis.call('HGET', key, 'history') or nil
+  redis.call('HSET', key, 'attempt', f.attempt, 'deployment', j.deployment, 'tier', j.tier, 'worker', j.worker,
+    'dispatched_at', j.dispatched_at, 'claimed_at', j.claimed_at, 'decision', redis.call('HGET', job_key(id), 'decision') or '')
+  redis.call('HDEL', key, 'hedge')
+  gather_deletion(job_key(id))
+  gather_deletion(P .. 'payload:' .. id)
+  redis.call('HINCRBY', P .. 'hedges', 'won', 1)
+  finish(first, f, 'succeeded', { result = o.result, measures = o.measures, ttl = o.ttl })
+  return true
+end
+
+-- The first job has ended: its hedge isn't needed any more.
+function call_off(id, ttl)
+  local j = load(id)
+  if not j then return end
+  local error = '{"message":"The first try was quicker.","code":"outrun","type":"server_error","status":500,"fault":"fabric"}'
+  if j.state == 'queued' or j.state == 'dispatched' then
+    finish(id, j, 'cancelled', { error = error, ttl = ttl })
+  elseif j.state == 'running' and not j.cancel then
+    stop(id, j.worker, 'cancelled', error)
+  end
+end
+
+-- `cost`: of the try that was outrun, in billionths of a US dollar.
+local function settle_outrun(id, cost)
+  redis.call('ZREM', P .. 'outrun', id)
+  local charges = redis.call('HGET', job_key(id), 'outrun_charges')
+  if not charges then return end
+  redis.call('HDEL', job_key(id), 'outrun_charges')
+  pay(charges, cost)
+end
+
+-- What the try that was outrun had taken, once its worker says so: one more completion, with its number below zero.
+local function bill_outrun(id, attempt, measures)
+  local record = redis.call('HMGET', job_key(id), OUTRUN, 'spec', 'accepted_at')
+  if not record[1] then return false end
+  local number, deployment, tier, worker, dispatched, claimed =
+    string.match(record[1], '^(%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)$')
+  if number ~= attempt then return false end
+  redis.call('HDEL', job_key(id), OUTRUN)
+  redis.call('HDEL', P .. 'abort:' .. worker, id)
+  local readable, used = pcall(cjson.decode, measures)
+  settle_outrun(id, readable and type(used) == 'table' and billed(used) or 0)
+  if measures ~= '' then
+    redis.call('XADD', COMPLETIONS, '*', 'spec', record[2], 'state', 'requeued', 'attempt', '-' .. attempt,
+      'deployment', deployment, 'tier', tier, 'worker', worker, 'accepted_ms', record[3], 'dispatched_ms', dispatched,
+      'claimed_ms', claimed, 'finished_ms', int(now_ms()), 'measures', measures, 'error', '')
+  end
+  return true
 end

@@ -10,6 +10,8 @@ for i = 3, #ARGV, 7 do
     finish(id, j, ARGV[i + 2], { result = ARGV[i + 3], error = ARGV[i + 4], measures = ARGV[i + 5], ttl = ARGV[1] })
     note_end(id, j.deployment, ARGV[i + 6], ARGV[2], at)
     answers[#answers + 1] = 1
+  elseif bill_outrun(id, ARGV[i + 1], ARGV[i + 5]) then
+    answers[#answers + 1] = 1
   else
     redis.call('INCR', P .. 'fenced')
     answers[#answers + 1] = 0

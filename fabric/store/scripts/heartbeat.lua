@@ -2,7 +2,7 @@
 -- should hold and doesn't know of (the answer to its claim was lost) go back to the backlog.
 -- ARGV: worker, info, seconds the info stays, ms after a claim when an unknown job counts as forgotten,
 --   error for a forgotten job, error for a broken stream, seconds a record stays, then ids of the jobs it holds
--- Returns {id, why} per job to stop: 'cancelled', 'expired', or 'lost' when it is no longer this worker's.
+-- Returns {id, why} per job to stop: 'cancelled', 'expired', 'outrun', or 'lost' when it is no longer this worker's.
 local worker = ARGV[1]
 local at = now_ms()
 redis.call('ZADD', P .. 'workers', int(at), worker)
@@ -21,7 +21,7 @@ for from = 8, #ARGV, 1000 do
     if not known[id] then
       known[id] = true
       if here[i - from + 1] == 0 then
-        stops[#stops + 1] = { id, 'lost' }
+        stops[#stops + 1] = { id, aborts[id] == 'outrun' and 'outrun' or 'lost' }
       else
         confirmed = confirmed + 1
         if aborts[id] then stops[#stops + 1] = { id, aborts[id] } end

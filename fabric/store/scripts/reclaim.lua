@@ -1,7 +1,9 @@
--- Dispatches that nobody claimed, and jobs whose scheduler died with them in hand, go back.
--- ARGV: jobs at most, error for a lost dispatch
+-- Dispatches that nobody claimed, and jobs whose scheduler died with them in hand, go back. What was kept for tries that
+-- were outrun, and whose workers never said what they had taken, is let go.
+-- ARGV: jobs at most, error for a lost dispatch, ms that such a worker may take
 -- Returns {dispatches reclaimed, takes reclaimed}.
-local at, limit = int(now_ms()), ARGV[1]
+local now, limit = now_ms(), ARGV[1]
+local at = int(now)
 local dispatched, taken = 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'dispatched', '-inf', at, 'LIMIT', 0, limit)) do
   local j = load(id)
@@ -19,5 +21,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'taken', '-inf', at, 'LIMIT
     line_up(id, j.lane, j.due)
     taken = taken + 1
   end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'outrun', '-inf', int(now - tonumber(ARGV[3])), 'LIMIT', 0, limit)) do
+  settle_outrun(id, 0)
 end
 return { dispatched, taken }
