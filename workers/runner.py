@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
 
@@ -17,6 +17,7 @@ from fabric.contracts.breaker import End, end_of
 from fabric.contracts.catalog import PrivacyRules
 from fabric.contracts.errors import Cancelled, DeadlineExceeded, EngineError, ErrorInfo, FabricError, where
 from fabric.contracts.job import JobState, Measures, Usage
+from fabric.contracts.trace import run_span
 from fabric.pricing import machine_usd, token_usd
 from fabric.store.transitions import Claimed, Failure, Outcome, Piece
 from workers.engines.engine import Answer, Engine, Request
@@ -52,6 +53,7 @@ class _Flight:
     entered: float | None = None  #: when the engine got it
     stopped: str | None = None  #: why, once it was told to stop
     pieces: int = 0  #: of a streamed answer, so far
+    last: bytes = b""  #: of them
 
     @property
     def engine_s(self) -> float:
@@ -180,10 +182,13 @@ class Runner:
         payload = orjson.loads(job.payload)
         left_s = flight.left_s
         deadline_ms = None if left_s is None else int((time.time() + left_s) * 1000)
-        request = Request(job.spec.id, job.spec.endpoint, payload["body"], job.spec.stream, deadline_ms)
+        spec = job.spec
+        traceparent = run_span(spec.trace, spec.id, job.attempt) if spec.trace else None
+        request = Request(spec.id, spec.endpoint, payload["body"], spec.stream, deadline_ms, traceparent)
 
         def emit(chunk: bytes) -> None:
             flight.pieces += 1
+            flight.last = chunk
             if flight.pieces == 1:
                 spoken()
             self._outbox.piece(Piece(job.spec.id, job.attempt, _TOKEN + chunk + b"}"))
@@ -204,6 +209,8 @@ class Runner:
     def _succeeded(self, flight: _Flight, answer: Answer) -> None:
         measures = self._measures(flight, answer.usage, answer.first_token_s, answer.engine_s)
         job = flight.job
+        if job.spec.trace:
+            measures = replace(measures, finish_reasons=_finish_reasons(answer, flight.last))
         body = orjson.dumps(answer.body) if answer.body else b""
         self._outbox.outcome(
             Outcome(
@@ -273,6 +280,13 @@ def _spoken(flight: _Flight) -> Usage:
     if not flight.pieces:
         return Usage()
     return Usage(flight.job.spec.prompt_tokens, flight.pieces, estimated=True)
+
+
+def _finish_reasons(answer: Answer, last: bytes) -> tuple[str, ...]:
+    """Of a whole answer, or of a stream by its last piece."""
+    body = answer.body or (orjson.loads(last) if last else {})
+    reasons = (choice.get("finish_reason") for choice in body.get("choices", ()))
+    return tuple(reason for reason in reasons if isinstance(reason, str))
 
 
 def _told_apart(model: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from sqlalchemy import Connection
@@ -17,6 +17,7 @@ from fabric.contracts.batch_line import error_line
 from fabric.contracts.catalog import Catalog, Privacy
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.key import Permissions
+from fabric.contracts.trace import Sampler
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
@@ -65,13 +66,16 @@ class Feeder:
         *,
         window: int = WINDOW,
         raised: Raised = lambda batch, asked, got: None,
+        sampler: Sampler | None = None,
     ) -> None:
+        """``sampler``: which lines are traced; ``None``: none."""
         self._store = store
         self._ledger = ledger
         self._storage = storage
         self.adopt(catalog)
         self._window = window
         self._raised = raised
+        self._sampler = sampler
         self._hands = ThreadPoolExecutor(1, "feeder")
 
     def adopt(self, catalog: Catalog) -> None:
@@ -162,6 +166,8 @@ class Feeder:
             default_privacy=self._catalog.privacy.default,
             default_priority="batch",
         )
+        if self._sampler is not None and (trace := self._sampler.line(job_id)):
+            spec = replace(spec, trace=trace)
         asked = request.options.privacy or self._catalog.privacy.default
         found = screen_of(self._catalog).screened(spec, request)
         spec = found.spec

@@ -27,6 +27,7 @@ from fabric.batches.works import Works
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import FabricError, Unavailable
 from fabric.contracts.ids import line_job_id
+from fabric.contracts.trace import Sampler
 from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch
 from fabric.store import Store, transitions
@@ -65,6 +66,7 @@ class BatchService:
         homecoming_ms: int = HOMECOMING_MS,
         look_s: float = LOOK_S,
         raised: Raised = lambda batch, asked, got: None,
+        sampler: Sampler | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         renewed: Callable[[], Catalog | None] = lambda: None,
     ) -> None:
@@ -79,7 +81,7 @@ class BatchService:
         self._now_ms = now_ms
         self._renewed = renewed
         self._lease = Lease(store, term_ms=term_ms)
-        self._feeder = Feeder(store, ledger, storage, catalog, window=window, raised=raised)
+        self._feeder = Feeder(store, ledger, storage, catalog, window=window, raised=raised, sampler=sampler)
         self._loss = Loss(store, ledger, still_s=still_s)
         #: Batches whose files are being read or written.
         self._works = Works()

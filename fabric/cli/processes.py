@@ -17,6 +17,7 @@ import click
 
 from fabric.cli.start import begin, config_option, host_option, port_option
 from fabric.contracts.catalog import Catalog, Deployment
+from fabric.contracts.completion import Completion
 from fabric.contracts.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
     from fabric.gateway import GatewaySettings, create_app
     from fabric.settings.secret import secrets_of
     from fabric.settings.watch import Watch
+    from fabric.tracing import tracer
 
+    spans = tracer(os.environ, "api")
     cert, key = listen.certificate(settings) or (None, None)
 
     gateway = GatewaySettings(
@@ -59,6 +62,7 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
         watch=Watch(settings, wait_s=_SCHEDULERS_FIRST_S),
         secrets=secrets_of(settings),
         may_be_open=settings.allow_open or listen.only_loopback(settings.host),
+        tracer=spans,
     )
     app = create_app(gateway)
     listener = listen.bind(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
@@ -80,7 +84,11 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
     )
     app.stopping = lambda: server.should_exit
     log.info("the API listens on %s", listen.url(listener, tls=cert is not None))
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if spans:
+            spans.close()
     if not server.started:
         sys.exit(1)
 
@@ -177,21 +185,30 @@ def recorder(config: Path | None) -> None:
     from fabric.settings.secret import secrets_of
     from fabric.settings.watch import Watch
     from fabric.store import Store
+    from fabric.tracing import job_spans, tracer
     from fabric.trail import Trail
     from fabric.webhooks import Courier, announce, keys_of
 
     courier_keys = keys_of(settings.webhooks, os.environ)
+    spans = tracer(os.environ, "recorder")
+    engines = _engines(settings.catalog)
     stop = _stop_on_signals()
     ledger = Ledger(settings.database_url)
     # Each thread waits on its own connection.
     recording, feeding, keeping, budgeting = (Store(settings.redis_url) for _ in range(4))
     trail = Trail(Ledger(settings.database_url, connections=1), secrets_of(settings), Store(settings.redis_url))
+
+    def ended(completion: Completion) -> None:
+        boundaries.note_blocked(trail, completion)
+        if spans and completion.spec.trace:
+            spans.export(job_spans(completion, engines))
+
     into_ledger = Recorder(
         recording,
         ledger,
         catalog=settings.catalog,
         recorded=lambda: recording(wake.wake()),
-        ended=lambda completion: boundaries.note_blocked(trail, completion),
+        ended=ended,
         announce=announce(settings.webhooks),
     )
     watch = Watch(settings, wait_s=_SCHEDULERS_FIRST_S)
@@ -203,6 +220,7 @@ def recorder(config: Path | None) -> None:
         catalog = boundaries.noted_policy(trail, watch.look())
         if catalog is not None:
             into_ledger.renew(catalog)
+            engines.update(_engines(catalog))
             books.renew(catalog)
             budgets.renew(catalog)
         return catalog
@@ -214,6 +232,7 @@ def recorder(config: Path | None) -> None:
         settings.catalog,
         renewed=renewed,
         raised=lambda batch, asked, got: boundaries.note_raised_line(trail, batch, asked, got),
+        sampler=spans.sampler if spans else None,
     )
     log.info("the recorder is %s", into_ledger.name)
     boundaries.noted_policy(trail, settings.catalog)
@@ -223,6 +242,12 @@ def recorder(config: Path | None) -> None:
     finally:
         for part in (trail, recording, feeding, keeping, budgeting, ledger):
             part.close()
+        if spans:
+            spans.close()
+
+
+def _engines(catalog: Catalog) -> dict[str, str]:
+    return {name: deployment.engine for name, deployment in catalog.by_deployment.items()}
 
 
 def _run_together(stop: threading.Event, *works: Callable[[threading.Event], None]) -> None:

@@ -106,6 +106,7 @@ class JobSpec:
     shadow_of: str | None = None  #: the job that this one repeats, for nobody to read
     hedge_of: str | None = None  #: the job that this one is a second try of, elsewhere
     accepted_under: str | None = None  #: names the privacy rules that hold for it whatever comes later
+    trace: str | None = None  #: W3C `traceparent` of the span above it, if it is traced
 
     @property
     def lane(self) -> str:
@@ -162,6 +163,7 @@ class Measures:
     machine_usd: float = 0.0  #: the part of it that is time on the operator's own machines
     price_version: str = ""
     served_model: str = ""
+    finish_reasons: tuple[str, ...] = ()  #: of each answer, of a job that is traced
 
     def dump(self) -> bytes:
         return orjson.dumps(self)
@@ -173,6 +175,7 @@ class Measures:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Measures:
         values["usage"] = Usage(**values["usage"])
+        values["finish_reasons"] = tuple(values.get("finish_reasons", ()))
         return cls(**values)
 
 

@@ -24,6 +24,7 @@ from fabric.gateway.body import read_body
 from fabric.gateway.caller import Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.parameters import AfterPage, NoParameters, after_id, listed_after
+from fabric.gateway.request_trace import request_trace
 from fabric.gateway.responses import Json
 from fabric.gateway.submission import fingerprint, idempotency_key
 from fabric.ledger import batches, files
@@ -77,9 +78,12 @@ async def create(request: Request, caller: Identified, gateway: Here) -> Respons
         fingerprint=fingerprint(asked.model_dump()) if key else None,
         permissions=caller.permissions.dump(),
     )
-    batch, created = await gateway.ledger.write(_create, new, gateway.settings.line_limit)
-    if created:
-        await _wake(gateway)
+    with request_trace(gateway.settings.tracer, "/v1/batches", request.headers) as trace:
+        batch, created = await gateway.ledger.write(_create, new, gateway.settings.line_limit)
+        if created:
+            await _wake(gateway)
+        if trace and created:
+            trace.batch_id = batch.id
     return Json(batch_object(batch))
 
 

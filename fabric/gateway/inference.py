@@ -29,6 +29,7 @@ from fabric.gateway.follow import Event, Follow
 from fabric.gateway.gateway import Gateway
 from fabric.gateway.listener import ACCEPTED
 from fabric.gateway.presence import Presence
+from fabric.gateway.request_trace import RequestTrace, request_trace
 from fabric.gateway.responses import Header, JobError, send_json
 from fabric.gateway.restoring import Restoring
 from fabric.gateway.screening import screened
@@ -50,12 +51,25 @@ class Inference:
         headers = Headers(scope=scope)
         caller = await self._gateway.keyring.caller(headers)
         require(caller, INFERENCE)
-        body = await read_body(receive, headers, self._gateway.settings.body_limit_bytes)
-        visit = await self._visit(headers, body, caller, send, arrived)
-        del body
-        await visit.run(receive)
+        with request_trace(self._gateway.settings.tracer, self._endpoint, headers) as trace:
+            body = await read_body(receive, headers, self._gateway.settings.body_limit_bytes)
+            visit = await self._visit(headers, body, caller, trace.sending(send) if trace else send, arrived, trace)
+            del body
+            try:
+                await visit.run(receive)
+            finally:
+                if trace:
+                    trace.job_id = visit.job_id
 
-    async def _visit(self, headers: Headers, body: bytes, caller: Caller, send: Send, arrived: float) -> _Visit:
+    async def _visit(
+        self,
+        headers: Headers,
+        body: bytes,
+        caller: Caller,
+        send: Send,
+        arrived: float,
+        trace: RequestTrace | None,
+    ) -> _Visit:
         gateway = self._gateway
         # Of one moment: another file may count while a long text is searched.
         catalog, hash_ = gateway.catalog, gateway.policy_hash
@@ -70,6 +84,8 @@ class Inference:
             accepted_under=hash_,
             trail=gateway.trail,
         )
+        if trace:
+            job = trace.traced(job)
         job = await screened(job, request, catalog, caller, gateway.trail)
         job, shadow = admitted(job, headers, catalog, hash_)
         job, shadow = charged(job, catalog), shadow and charged(shadow, catalog)
@@ -121,6 +137,10 @@ class _Visit:
             except (ClientGone, Unavailable):
                 self._gateway.waiters.left(self._job_id, may_return=self._keyed)
                 raise
+
+    @property
+    def job_id(self) -> str:
+        return self._job_id
 
     def _timeout_s(self) -> float:
         if self._deadline_ms is None:

@@ -22,6 +22,7 @@ from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_events import JobEvents
 from fabric.gateway.job_reads import find_record, job_page, own_record, shown_job
 from fabric.gateway.parameters import NoParameters, Page, listed
+from fabric.gateway.request_trace import RequestTrace, request_trace
 from fabric.gateway.responses import Json
 from fabric.gateway.screening import screened
 from fabric.gateway.submission import idempotency_key, new_job, parsed
@@ -48,6 +49,11 @@ class JobRequest(Shape):
 async def submit(request: Request, caller: Identified, gateway: Here, _: NoParameters) -> Response:
     """Answers at once. The job goes on whether anybody waits for it or not; a streamed answer's tokens are
     events of the job."""
+    with request_trace(gateway.settings.tracer, "/v1/jobs", request.headers, status=202) as trace:
+        return await _submit(request, caller, gateway, trace)
+
+
+async def _submit(request: Request, caller: Caller, gateway: Gateway, trace: RequestTrace | None) -> Response:
     key = idempotency_key(request.headers)
     body = await read_body(request.receive, request.headers, gateway.settings.body_limit_bytes)
     asked = parse_job(json_object(body), gateway, caller)
@@ -62,11 +68,15 @@ async def submit(request: Request, caller: Identified, gateway: Here, _: NoParam
         accepted_under=hash_,
         trail=gateway.trail,
     )
+    if trace:
+        job = trace.traced(job)
     job = await screened(job, asked, catalog, caller, gateway.trail)
     job, shadow = admitted(job, request.headers, catalog, hash_)
     job, shadow = charged(job, catalog), shadow and charged(shadow, catalog)
     await gateway.outlook.check(job.spec)
     job_id = await gateway.intake.accept(job)
+    if trace:
+        trace.job_id = job_id
     if shadow is not None and job_id == job.spec.id:
         gateway.shadows.send(shadow)
     return Json(await shown_job(gateway, caller, job_id), 202)

@@ -10,6 +10,7 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.secret import Secrets
 from fabric.settings.watch import Watch
 from fabric.store.transitions import LIVE_LIMIT
+from fabric.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class GatewaySettings:
 
     #: Looks whether the configuration file has changed; ``None``: it never does.
     watch: Watch | None = None
+    #: Where spans go; ``None``: nowhere.
+    tracer: Tracer | None = None
     #: Larger prompts are possible with more; every request in flight may hold this much memory.
     body_limit_bytes: int = 10_000_000
     file_limit_bytes: int = 200_000_000

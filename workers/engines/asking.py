@@ -49,14 +49,16 @@ class Fold(Protocol):
         """
 
 
-async def ask_whole(api: Api, path: str, content: bytes, read: Callable[[bytes], T]) -> tuple[T, float]:
+async def ask_whole(
+    api: Api, path: str, content: bytes, read: Callable[[bytes], T], traceparent: str | None = None
+) -> tuple[T, float]:
     """What ``read`` makes of the answer's body, and the seconds that it took to come.
 
     Raises:
         FabricError: see ``Api.post``; ``read`` may raise ``NotTheProtocol`` and ``ErrorEvent``.
     """
     started = time.perf_counter()
-    async with api.post(path, content, stream=False) as exchange:
+    async with api.post(path, content, stream=False, traceparent=traceparent) as exchange:
         body = await exchange.whole()
     seconds = time.perf_counter() - started
     try:
@@ -65,7 +67,9 @@ async def ask_whole(api: Api, path: str, content: bytes, read: Callable[[bytes],
         raise _named(api, error) from None
 
 
-async def ask_stream(api: Api, path: str, content: bytes, fold: Fold, emit: Emit) -> float:
+async def ask_stream(
+    api: Api, path: str, content: bytes, fold: Fold, emit: Emit, traceparent: str | None = None
+) -> float:
     """Emits the chunks of a stream to its end; answers the seconds until the first token.
 
     Raises:
@@ -74,7 +78,7 @@ async def ask_stream(api: Api, path: str, content: bytes, fold: Fold, emit: Emit
     started = time.perf_counter()
     first_token_s = 0.0
     try:
-        async with api.post(path, content, stream=True) as exchange:
+        async with api.post(path, content, stream=True, traceparent=traceparent) as exchange:
             while not fold.ended and (events := await exchange.events()) is not None:
                 for event in events:
                     for chunk in fold.take(event):

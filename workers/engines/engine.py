@@ -33,6 +33,7 @@ class Request:
     body: dict[str, Any]
     stream: bool
     deadline_ms: int | None = None  #: milliseconds since the epoch, on this machine's clock
+    traceparent: str | None = None  #: W3C; for engines of our own only
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,9 +90,11 @@ class Api:
         together = {**fixed, **self.options.headers, **headers}
         self._headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in together.items()]
 
-    def post(self, path: str, content: bytes, *, stream: bool) -> AbstractAsyncContextManager[Exchange]:
+    def post(
+        self, path: str, content: bytes, *, stream: bool, traceparent: str | None = None
+    ) -> AbstractAsyncContextManager[Exchange]:
         """Sends JSON, as ``send`` does."""
-        return self.send("POST", path, content, stream=stream)
+        return self.send("POST", path, content, stream=stream, traceparent=traceparent)
 
     @asynccontextmanager
     async def send(
@@ -104,6 +106,7 @@ class Api:
         content_type: str | None = None,
         stream: bool = False,
         once: bool = False,
+        traceparent: str | None = None,
     ) -> AsyncIterator[Exchange]:
         """Sends when the rate limit allows it. Leaving before the answer's end closes the connection.
 
@@ -126,9 +129,8 @@ class Api:
         told = False
         try:
             async with asyncio.timeout_at(min(first, end)) as clock:
-                response = await self._transport.handle_async_request(
-                    self._request(method, path, content, content_type, once=once)
-                )
+                asked = self._request(method, path, content, content_type, once=once, traceparent=traceparent)
+                response = await self._transport.handle_async_request(asked)
                 self._reach.found()
                 try:
                     exchange = Exchange(self, response, clock, end)
@@ -191,7 +193,14 @@ class Api:
         return self.faults.broken(f"The stream broke after its first token. {error.message}")
 
     def _request(
-        self, method: str, path: str, content: bytes, content_type: str | None = None, *, once: bool = False
+        self,
+        method: str,
+        path: str,
+        content: bytes,
+        content_type: str | None = None,
+        *,
+        once: bool = False,
+        traceparent: str | None = None,
     ) -> httpx.Request:
         url = self._urls.get(path)
         if url is None:
@@ -203,6 +212,8 @@ class Api:
             headers = [sent_as if name == b"content-type" else (name, value) for name, value in self._headers]
         else:
             headers = self._headers
+        if traceparent:
+            headers = [*headers, (b"traceparent", traceparent.encode("ascii"))]
         extensions = {"timeout": {"connect": self.options.connect_timeout_s}, "once": once}
         return httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
 

@@ -41,23 +41,29 @@ PAUSE_S = 1.0
 class OpenAICalls:
     """Requests and answers of one OpenAI-compatible API."""
 
-    def __init__(self, model: str, api: Api, options: CompatibleOptions, *, prefix: str = "") -> None:
-        """``prefix``: what the paths have before ``/chat/completions`` and is not in the API's address."""
+    def __init__(
+        self, model: str, api: Api, options: CompatibleOptions, *, prefix: str = "", ours: bool = False
+    ) -> None:
+        """``prefix``: what the paths have before ``/chat/completions`` and is not in the API's address. ``ours``:
+        nobody else reads what the server is told, so that it may know which trace a request is of."""
         self._prefix = prefix
         self._model = model
         self._api = api
         self._options = options
         self._usage_told = True
+        self._ours = ours
 
     async def run(self, request: Request, emit: Emit) -> Answer:
         """As ``Engine.run``."""
         content = self._content(request)
+        traceparent = request.traceparent if self._ours else None
         path = self._prefix + request.endpoint.removeprefix("/v1")
         if request.stream:
             fold = StreamFold(request.endpoint, choices_asked_for(request.body))
-            first_token_s = await ask_stream(self._api, path, content, fold, emit)
+            first_token_s = await ask_stream(self._api, path, content, fold, emit, traceparent)
             return Answer({}, fold.usage or self._estimate(request, fold.written_tokens), first_token_s)
-        (answer, usage), seconds = await ask_whole(self._api, path, content, partial(whole_answer, request.endpoint))
+        read = partial(whole_answer, request.endpoint)
+        (answer, usage), seconds = await ask_whole(self._api, path, content, read, traceparent)
         if usage is None:
             usage = self._estimate(request, written_tokens(answer))
             answer["usage"] = told(usage)

@@ -227,7 +227,10 @@ class VllmEngine(Engine):
 
     def _connect(self, api: Api) -> None:
         self._slots = self._configured
-        self._link = _Link(api, OpenAICalls(self.deployment.model, api, self._options, prefix="/v1"))
+        calls = OpenAICalls(
+            self.deployment.model, api, self._options, prefix="/v1", ours=self.deployment.tier != "cloud"
+        )
+        self._link = _Link(api, calls)
         self._up.set()
 
     async def _disconnect(self, api: Api) -> None:
