@@ -37,6 +37,7 @@ _COMMANDS = {
     "keys": ("keys", "Make, list, rotate and revoke API keys."),
     "audit": ("audit", "Check and export the audit trail."),
     "verify": ("verify", "Check that a deployment's answers can be relied on."),
+    "bench": ("bench", "Measure deployments, and compare with an earlier run."),
     "fit": ("fit", "Say whether a model fits in memory here."),
     "api": ("processes", "Run the HTTP API."),
     "scheduler": ("processes", "Run the scheduler."),
