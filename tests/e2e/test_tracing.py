@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from fabric.contracts.trace import batch_context
 from tests.e2e.conftest import Fabric, new_fabric
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -186,3 +187,22 @@ def test_a_collector_that_is_away_costs_no_job_anything(world: tuple[Fabric, Out
         there.down = False
     ask(fabric, "e" * 32)
     assert there.spans("e" * 32, 8)
+
+
+def test_a_batch_is_a_span_that_its_lines_are_linked_to(world: tuple[Fabric, Outside]) -> None:
+    fabric, there = world
+    body = {"model": "assistant", "messages": [{"role": "user", "content": PROMPT}]}
+    line = {"custom_id": "CANARYLINE", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    client = fabric.openai()
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        extra_headers={"traceparent": f"00-{'f' * 32}-{CALLER}-01"},
+    )
+    (request,) = there.spans("f" * 32, 1)["POST /v1/batches"]
+    (span,) = there.spans(batch_context(batch.id).trace_id, 1)["fabric.batch"]
+    assert values(span)["fabric.batch.id"] == batch.id
+    assert [link.span_id for link in span.links] == [request.span_id]
+    assert b"CANARY" not in there.raw
