@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
@@ -33,26 +33,47 @@ _KINDS: dict[Kind, SpanKind] = {
 _CLOSE_S = 2.0
 
 
+class _Telling(SpanExporter):
+    """Says once that the collector is away, and once that it is back."""
+
+    def __init__(self, inner: SpanExporter) -> None:
+        self._inner = inner
+        self._away = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._inner.export(spans)
+        away = result is not SpanExportResult.SUCCESS
+        if away and not self._away:
+            log.warning("the collector of traces can't be reached or refuses them: spans are lost until it is back")
+        elif self._away and not away:
+            log.info("the collector of traces is back")
+        self._away = away
+        return result
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._inner.force_flush(timeout_millis)
+
+
 class Exporter:
     """For any thread."""
 
     def __init__(self, process: str) -> None:
         named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "inference-fabric"}
         self._resource = Resource.create({**named, "fabric.process": process})
-        self._processor = BatchSpanProcessor(OTLPSpanExporter())
-        # The exporter complains at each try; that spans are lost is said by us, once.
+        self._processor = BatchSpanProcessor(_Telling(OTLPSpanExporter()))
+        # The exporter complains at each try; that spans are lost is said by ``_Telling``, once.
         for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._told = False
 
     def export(self, spans: Iterable[Span]) -> None:
         for span in spans:
             try:
                 self._processor.on_end(self._made(span))
             except Exception as error:  # noqa: BLE001 - whatever the SDK says, no job may suffer
-                if not self._told:
-                    log.warning("spans are lost: %s", type(error).__name__)
-                self._told = True
+                log.debug("a span is lost: %s", type(error).__name__)
 
     def close(self) -> None:
         ending = threading.Thread(target=self._processor.shutdown, name="last spans", daemon=True)
