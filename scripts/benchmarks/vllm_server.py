@@ -1,4 +1,4 @@
-"""vLLM's own server on the CPU (scripts/get-vllm-cpu makes both it and its tiny model), as a worker would start it."""
+"""vLLM's own server on the CPU (scripts/get-vllm-cpu makes it), with a model of random weights."""
 
 from __future__ import annotations
 
@@ -46,21 +46,12 @@ def vllm_server(name: str, *, context: int, in_flight: int) -> Iterator[VllmServ
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [
-        "nice",
-        "-n",
-        "10",
-        str(FOLDER / "bin" / "vllm"),
-        "serve",
-        str(FOLDER / "model"),
-        "--served-model-name",
-        name,
-    ]
-    command += ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--disable-uvicorn-access-log"]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context)]
-    command += ["--max-num-seqs", str(in_flight)]
     with tempfile.TemporaryDirectory(prefix="fabric-bench-", dir="/tmp") as folder:
         log = Path(folder) / "log"
+        command = [str(FOLDER / "bin" / "vllm"), "serve", str(_model(Path(folder))), "--served-model-name", name]
+        command += ["--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--disable-uvicorn-access-log"]
+        command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(context)]
+        command += ["--max-num-seqs", str(in_flight)]
 
         def up() -> bool:
             if process.poll() is not None:
@@ -73,3 +64,12 @@ def vllm_server(name: str, *, context: int, in_flight: int) -> Iterator[VllmServ
         with program(command, log=log, variables=_VARIABLES) as process:
             until(up, within_s=_START_S, missing="vLLM isn't up")
             yield VllmServer(address, process)
+
+
+def _model(folder: Path) -> Path:
+    script = str(Path(__file__).with_name("larger_model.py"))
+    command = [str(FOLDER / "bin" / "python"), script, str(FOLDER / "model"), str(folder / "model")]
+    made = subprocess.run(command, env={**os.environ, **_VARIABLES}, capture_output=True, text=True)
+    if made.returncode:
+        raise Void(f"the model couldn't be made:\n{made.stderr[-2000:]}")
+    return folder / "model"

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 from benchmarks.processes import ROOT, environ
+from benchmarks.vllm_server import FOLDER as VLLM
 
 RUN_S = 170
 
 
-def bench(*arguments: str) -> dict[str, Any]:
+def bench(*arguments: str, within_s: float = RUN_S) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks", *arguments, "--json"]
     # Not `run`: what runs out of time is asked to stop what it has started, not killed.
     with subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            said, complaints = process.communicate(timeout=RUN_S)
+            said, complaints = process.communicate(timeout=within_s)
         except BaseException:
             process.send_signal(signal.SIGTERM)
             raise
@@ -49,6 +50,15 @@ def test_against_the_direct_way(name: str, arguments: list[str], unit: str) -> N
     assert report["ratio"] == pytest.approx(report["value"] / report["direct"], rel=1e-3)
     # Every process of the fabric was seen at work.
     assert {"api", "scheduler", "recorder", "valkey", "worker-cpu"} == report["cpu_ms_per_job"].keys()
+
+
+@pytest.mark.skipif(not (VLLM / "made").exists(), reason=f"no vLLM in {VLLM}: ./scripts/get-vllm-cpu makes it")
+@pytest.mark.timeout(600)
+def test_against_a_real_vllm() -> None:
+    report = bench("efficiency", "--engine", "vllm", "--seconds", "3", "--tokens", "8", within_s=540)
+    assert (report["engine"], report["unit"]) == ("vllm", "tokens/s")
+    assert report["direct"] > 0
+    assert "worker-gpu" in report["cpu_ms_per_job"]
 
 
 @pytest.mark.timeout(RUN_S + 60)
