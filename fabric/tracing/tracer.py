@@ -39,9 +39,9 @@ def tracer(environ: Mapping[str, str], process: str) -> Tracer | None:
         log.warning("OTEL_TRACES_EXPORTER: only otlp and none are known here; there are no traces")
         return None
     try:
-        from fabric.tracing import exporting
+        from fabric.tracing.exporting import Exporter
     except ImportError:
         log.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but the extra isn't installed: inference-fabric[otel]")
         return None
-    exporter = exporting.Exporter(process)
+    exporter = Exporter(process)
     return Tracer(sampler, exporter.export, exporter.close)
