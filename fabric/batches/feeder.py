@@ -15,6 +15,7 @@ from fabric.batches.shares import Load, shares
 from fabric.batches.storage import Storage
 from fabric.contracts.batch_line import error_line
 from fabric.contracts.catalog import Catalog, Privacy
+from fabric.contracts.errors import LargerThanLimit
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.key import Permissions
 from fabric.contracts.trace import Sampler
@@ -22,7 +23,7 @@ from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
 from fabric.privacy import screen_of
-from fabric.routing import Denied, admit, budgets, label_blocks, policy_hash
+from fabric.routing import Denied, admit, budgets, label_blocks, limits, policy_hash
 from fabric.store import Store, transitions
 from fabric.store.transitions import NewJob
 
@@ -175,21 +176,24 @@ class Feeder:
             self._raised(batch, asked, spec.privacy)
         try:
             spec = admit(spec, self._catalog, self._hash, time.time_ns() // 1_000_000).spec
-        except Denied as denied:
-            error = error_line(line.custom_id, job_id, line.line_no, denied.info, answered=True)
+            takes = limits.metered(spec, permissions.limits, self._catalog)
+            charges = ""
+            if self._catalog.budgets:
+                spec, charges = budgets.charged(spec, self._catalog, time.time_ns() // 1_000_000)
+        except (Denied, LargerThanLimit) as refused:
+            error = error_line(line.custom_id, job_id, line.line_no, refused.info, answered=True)
             call.bad.append(Outcome(line.line_no, "failed", error=error))
             return
         deployments = self._catalog.by_model[spec.model].deployments
         blocked = label_blocks(spec, deployments, self._catalog.privacy.of(spec.privacy))
-        charges = ""
-        if self._catalog.budgets:
-            spec, charges = budgets.charged(spec, self._catalog, time.time_ns() // 1_000_000)
-        job = NewJob(spec, found.payload, placeholders=found.placeholders, blocked=blocked, charges=charges)
+        job = NewJob(
+            spec, found.payload, placeholders=found.placeholders, blocked=blocked, charges=charges, limits=takes
+        )
         call.jobs.append(job)
         call.bytes += len(job.payload)
 
     def _accepted(self, jobs: Sequence[NewJob]) -> bool:
-        """Not if the store is full, or a budget: what was taken of these is known when they come again."""
+        """Not if the store is full, or a budget or a limit: what was taken of these is known when they come again."""
         answers = self._store(transitions.accept(jobs)) if jobs else []
         return all(answer.verdict in ("accepted", "exists") for answer in answers)
 

@@ -14,6 +14,13 @@ from fabric.cli.start import config_option, data_dir_option
 from fabric.contracts.catalog import PRIVACY_LABELS, TIERS
 from fabric.contracts.key import SCOPES
 
+#: As the options of ``create`` call them.
+_SHORT = {
+    "requests_per_minute": "rpm",
+    "tokens_per_minute": "tpm",
+    "concurrent_jobs": "concurrent",
+    "batch_tokens": "batch-tokens",
+}
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -44,6 +51,10 @@ def keys() -> None:
 @click.option("--tier", "tiers", multiple=True, type=click.Choice(TIERS), help="Only this tier. [default: all]")
 @click.option("--region", "regions", multiple=True, help="Only this region. [default: all]")
 @click.option("--privacy-floor", type=click.Choice(PRIVACY_LABELS), help="Weakest label that its jobs may have.")
+@click.option("--rpm", type=int, help="Requests a minute. [default: no limit]")
+@click.option("--tpm", type=int, help="Tokens a minute, of prompts and answers. [default: no limit]")
+@click.option("--concurrent", type=int, help="Jobs that wait or run at once. [default: no limit]")
+@click.option("--batch-tokens", type=int, help="Prompt tokens of batch work at once. [default: no limit]")
 @click.option("--expires-in", type=_Seconds(), help="Time to live, such as 90d. [default: for good]")
 @config_option
 @data_dir_option
@@ -56,6 +67,10 @@ def create(
     tiers: tuple[str, ...],
     regions: tuple[str, ...],
     privacy_floor: str | None,
+    rpm: int | None,
+    tpm: int | None,
+    concurrent: int | None,
+    batch_tokens: int | None,
     expires_in: int | None,
     config: Path | None,
     data_dir: Path | None,
@@ -78,6 +93,10 @@ def create(
         "tiers": list(tiers) or None,
         "regions": list(regions) or None,
         "privacy_floor": privacy_floor,
+        "requests_per_minute": rpm,
+        "tokens_per_minute": tpm,
+        "concurrent_jobs": concurrent,
+        "batch_tokens": batch_tokens,
         "expires_in_s": expires_in,
     }
     given = {field: value for field, value in given.items() if value is not None}
@@ -138,6 +157,7 @@ def _limits(key: dict[str, Any]) -> str | None:
     given = [f"{name}={','.join(key[name])}" for name in ("models", "tiers", "regions") if key[name]]
     if key["privacy_floor"]:
         given.append(f"floor={key['privacy_floor']}")
+    given += [f"{short}={key[name]}" for name, short in _SHORT.items() if key[name]]
     return " ".join(given) or None
 
 

@@ -14,6 +14,7 @@ from fabric.contracts.batch_api import BATCH_ENGINES, WAITING_ENGINES, BatchApi
 from fabric.contracts.breaker import Breaker
 from fabric.contracts.budget import Budget
 from fabric.contracts.detector import Detector
+from fabric.contracts.limits import TenantLimits
 from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
 from fabric.contracts.terms import PRIVACY_LABELS as PRIVACY_LABELS
@@ -237,6 +238,8 @@ class Catalog(_Value):
     budgets: tuple[Budget, ...] = ()
     #: Shares of the work while several tenants wait for one model; 1 for those that aren't named.
     tenant_weights: TenantWeights = Field(default_factory=dict)
+    #: How much a tenant may ask for; ``*``: each of those that aren't named.
+    tenant_limits: TenantLimits = Field(default_factory=dict)
     #: In order: the first that matches counts.
     rules: tuple[Rule, ...] = ()
     #: Of the requests, for rules to read.

@@ -201,6 +201,18 @@ class Busy(FabricError):
     status, type, code, fault = 429, "rate_limit_error", "backlog_full", "policy"
 
 
+class RateLimitExceeded(FabricError):
+    """A limit of the key or the tenant; ``retry_after_s`` says when there is room again."""
+
+    status, type, code, fault = 429, "rate_limit_error", "rate_limit_exceeded", "policy"
+
+
+class LargerThanLimit(FabricError):
+    """One request needs more than a limit gives in all: waiting doesn't help."""
+
+    status, type, code, fault = 413, "rate_limit_error", "request_over_limit", "policy"
+
+
 # Engines and providers.
 
 

@@ -10,12 +10,13 @@ import re
 import secrets
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import orjson
 
 from fabric.contracts.catalog import PRIVACY_LABELS, Privacy, Tier
+from fabric.contracts.limits import Limits
 
 Scope = Literal["inference", "batch", "read", "dlq", "admin"]
 SCOPES: tuple[Scope, ...] = ("inference", "batch", "read", "dlq", "admin")
@@ -74,6 +75,7 @@ class Permissions:
     tiers: tuple[Tier, ...] | None = None
     regions: tuple[str, ...] | None = None
     privacy_floor: Privacy | None = None
+    limits: Limits | None = None
 
     def permits(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -90,7 +92,9 @@ class Permissions:
 
     def given(self) -> dict[str, Any]:
         """Only what holds something back."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["limits"] = self.limits.model_dump(exclude_none=True) if self.limits else None
+        return {name: value for name, value in given.items() if value is not None}
 
     def dump(self) -> str | None:
         """JSON; ``None`` where nothing is held back."""
@@ -104,6 +108,8 @@ class Permissions:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in orjson.loads(text).items()
         }
+        if "limits" in values:
+            values["limits"] = Limits.model_validate(values["limits"])
         return cls(**values)
 
 

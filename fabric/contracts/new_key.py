@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from fabric.contracts.catalog import Privacy, Tier
 from fabric.contracts.key import Permissions, Scope
+from fabric.contracts.limits import Amount, Limits
 from fabric.contracts.openai import ModelName, Shape
 from fabric.contracts.terms import TenantName
 
@@ -39,6 +40,10 @@ class KeyRequest(Shape):
     tiers: Annotated[list[Tier], _some(8), AfterValidator(_once)] | None = None
     regions: Annotated[list[_Region], _some(64), AfterValidator(_once)] | None = None
     privacy_floor: Privacy | None = None
+    requests_per_minute: Amount | None = None
+    tokens_per_minute: Amount | None = None
+    concurrent_jobs: Amount | None = None
+    batch_tokens: Amount | None = None
     #: Seconds from now.
     expires_in_s: Annotated[int, Field(ge=1, le=LONGEST_S)] | None = None
 
@@ -49,7 +54,13 @@ class KeyRequest(Shape):
             tiers=tuple(self.tiers) if self.tiers else None,
             regions=tuple(self.regions) if self.regions else None,
             privacy_floor=self.privacy_floor,
+            limits=self._limits,
         )
+
+    @property
+    def _limits(self) -> Limits | None:
+        given = {name: getattr(self, name) for name in Limits.model_fields}
+        return Limits(**given) if any(given.values()) else None
 
 
 class RotationRequest(Shape):

@@ -14,8 +14,9 @@ from fabric.contracts.errors import FabricError
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
 from fabric.contracts.rule import HEADER_CHARS
+from fabric.gateway.caller import Caller
 from fabric.gateway.intake import Intake
-from fabric.routing import admit, budgets
+from fabric.routing import admit, budgets, limits
 from fabric.store.transitions import NewJob
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,14 @@ def charged(job: NewJob, catalog: Catalog) -> NewJob:
         return job
     spec, charges = budgets.charged(job.spec, catalog, time.time_ns() // 1_000_000)
     return replace(job, spec=spec, charges=charges)
+
+
+def metered(job: NewJob, caller: Caller, catalog: Catalog) -> NewJob:
+    """With what it takes of rate limits. Raises ``LargerThanLimit``."""
+    of_key = caller.permissions.limits
+    if of_key is None and not catalog.tenant_limits:
+        return job
+    return replace(job, limits=limits.metered(job.spec, of_key, catalog))
 
 
 class Shadows:

@@ -27,6 +27,7 @@ from fabric.contracts.errors import (
 from fabric.contracts.refusal import refusal
 from fabric.gateway.body import ClientGone
 from fabric.gateway.metrics import Metrics
+from fabric.gateway.rate_headers import HEADERS
 from fabric.gateway.responses import Header, JobError, send_error
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if HEADERS in scope:
+                    message = {**message, "headers": [*message["headers"], *scope[HEADERS]]}
             await send(message)
 
         try:

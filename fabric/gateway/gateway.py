@@ -10,11 +10,13 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
 from starlette.requests import Request
+from starlette.types import Scope
 
 from fabric.batches.storage import Storage
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
+from fabric.gateway import rate_headers
 from fabric.gateway.admission import Shadows
 from fabric.gateway.configuration import Configuration
 from fabric.gateway.intake import Intake
@@ -23,11 +25,13 @@ from fabric.gateway.ledger_threads import LedgerThreads
 from fabric.gateway.listener import Listener
 from fabric.gateway.metrics import Metrics
 from fabric.gateway.outlook import Outlook
+from fabric.gateway.rate_headers import Throttled
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
 from fabric.ledger import Ledger
 from fabric.routing import policy_hash
 from fabric.store import AsyncStore, Command, Store
+from fabric.store.transitions import NewJob
 from fabric.trail import Trail
 
 T = TypeVar("T")
@@ -89,6 +93,17 @@ class Gateway:
         """For requests from now on. Those that are accepted keep the privacy rules that they came in under."""
         self.catalog = catalog
         self.policy_hash = policy_hash(catalog)
+
+    async def accept(self, job: NewJob, scope: Scope) -> str:
+        """As ``Intake.accept``, and the answer to the request tells of rate limits. The id of the job."""
+        try:
+            accepted = await self.intake.accept(job)
+        except Throttled as error:
+            rate_headers.keep(scope, error.levels)
+            self.metrics.refusals.labels(error.scope, error.kind).inc()
+            raise
+        rate_headers.keep(scope, accepted.levels)
+        return accepted.job_id
 
     async def ask(self, command: Command[T]) -> T:
         """A call to the store that answers soon, one way or the other.

@@ -20,7 +20,7 @@ from fabric.contracts.job import Endpoint
 from fabric.contracts.request import InferenceRequest
 from fabric.gateway import sse
 from fabric.gateway.access import INFERENCE, require
-from fabric.gateway.admission import admitted, charged
+from fabric.gateway.admission import admitted, charged, metered
 from fabric.gateway.answer import Chunks, Ending, packed, placement, whole
 from fabric.gateway.body import ClientGone, read_body
 from fabric.gateway.caller import Caller
@@ -53,7 +53,7 @@ class Inference:
         require(caller, INFERENCE)
         with request_trace(self._gateway.settings.tracer, self._endpoint, headers) as trace:
             body = await read_body(receive, headers, self._gateway.settings.body_limit_bytes)
-            visit = await self._visit(headers, body, caller, trace.sending(send) if trace else send, arrived, trace)
+            visit = await self._visit(headers, body, caller, scope, trace.sending(send) if trace else send, arrived, trace)
             del body
             try:
                 await visit.run(receive)
@@ -66,6 +66,7 @@ class Inference:
         headers: Headers,
         body: bytes,
         caller: Caller,
+        scope: Scope,
         send: Send,
         arrived: float,
         trace: RequestTrace | None,
@@ -88,8 +89,8 @@ class Inference:
             job = trace.traced(job)
         job = await screened(job, request, catalog, caller, gateway.trail)
         job, shadow = admitted(job, headers, catalog, hash_)
-        job, shadow = charged(job, catalog), shadow and charged(shadow, catalog)
-        return _Visit(gateway, request, job, shadow, send, arrived)
+        job, shadow = metered(charged(job, catalog), caller, catalog), shadow and charged(shadow, catalog)
+        return _Visit(gateway, request, job, shadow, scope, send, arrived)
 
 
 class _Visit:
@@ -102,10 +103,12 @@ class _Visit:
         request: InferenceRequest,
         job: NewJob,
         shadow: NewJob | None,
+        scope: Scope,
         send: Send,
         arrived: float,
     ) -> None:
         self._gateway = gateway
+        self._scope = scope
         self._send = send
         self._arrived = arrived
         self._endpoint = request.endpoint
@@ -160,7 +163,7 @@ class _Visit:
         if self._keyed:
             stack.enter_context(waiters.waiting(self._job_id))
         await self._gateway.outlook.check(job.spec)
-        known = await self._gateway.intake.accept(job)
+        known = await self._gateway.accept(job, self._scope)
         del job
         if known == self._job_id:
             if self._shadow is not None:

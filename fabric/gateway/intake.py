@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from fabric.contracts.errors import BudgetExceeded, BudgetUsedUp, Busy, Conflict, FabricError, Unavailable
 from fabric.gateway.metrics import Metrics
+from fabric.gateway.rate_headers import Throttled
 from fabric.store import AsyncStore, transitions
 from fabric.store.transitions import Accepted, NewJob
 
@@ -29,12 +30,13 @@ class Intake:
         self._waiting: deque[tuple[NewJob, asyncio.Future[Accepted]]] = deque()
         self._sender: asyncio.Task[None] | None = None
 
-    async def accept(self, job: NewJob) -> str:
-        """Answers the id under which the job is known: an earlier one for a repeated idempotency key.
+    async def accept(self, job: NewJob) -> Accepted:
+        """``job_id`` of the answer: under which the job is known, an earlier one for a repeated idempotency key.
 
         Raises:
             Busy: too many jobs are open.
             BudgetExceeded: it could go beyond a budget.
+            Throttled: a rate limit of its key or tenant is reached.
             Conflict: the idempotency key was used for another request.
             Unavailable: the store is away. The job may have been accepted or not.
         """
@@ -50,9 +52,11 @@ class Intake:
                 "This Idempotency-Key was used for another request. Use a new key for a new request.",
                 code="idempotency_conflict",
             )
+        if accepted.limited_by is not None:
+            raise Throttled(accepted.limited_by, accepted.levels)
         if accepted.verdict in ("over", "unready"):
             raise _beyond(accepted)
-        return accepted.job_id
+        return accepted
 
     async def _send(self) -> None:
         try:

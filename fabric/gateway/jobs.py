@@ -15,7 +15,7 @@ from fabric.contracts.openai import FabricOptions, Shape
 from fabric.contracts.refusal import refusal
 from fabric.contracts.request import InferenceRequest, json_object
 from fabric.gateway import describe
-from fabric.gateway.admission import admitted, charged
+from fabric.gateway.admission import admitted, charged, metered
 from fabric.gateway.body import read_body
 from fabric.gateway.caller import Caller, Identified
 from fabric.gateway.gateway import Gateway, Here
@@ -72,9 +72,9 @@ async def _submit(request: Request, caller: Caller, gateway: Gateway, trace: Req
         job = trace.traced(job)
     job = await screened(job, asked, catalog, caller, gateway.trail)
     job, shadow = admitted(job, request.headers, catalog, hash_)
-    job, shadow = charged(job, catalog), shadow and charged(shadow, catalog)
+    job, shadow = metered(charged(job, catalog), caller, catalog), shadow and charged(shadow, catalog)
     await gateway.outlook.check(job.spec)
-    job_id = await gateway.intake.accept(job)
+    job_id = await gateway.accept(job, request.scope)
     if trace:
         trace.job_id = job_id
     if shadow is not None and job_id == job.spec.id:

@@ -38,6 +38,12 @@ class Metrics:
         self.errors = Counter(
             "fabric_errors", "Errors answered, by whose fault they are.", ("fault",), registry=self.registry
         )
+        self.refusals = Counter(
+            "fabric_rate_limit_refusals",
+            "Requests refused by a rate limit of their key or tenant.",
+            ("scope", "limit"),
+            registry=self.registry,
+        )
         self.config_info = Gauge(
             "fabric_config_info", "The catalogue and rules in force, by their hash.", ("hash",), registry=self.registry
         )

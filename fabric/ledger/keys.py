@@ -18,6 +18,7 @@ from fabric.contracts.catalog import Privacy, Tier
 from fabric.contracts.errors import ConfigError, Conflict, NotFound
 from fabric.contracts.ids import new_id
 from fabric.contracts.key import EVERYTHING, Permissions, Scope, new_key, prefix_of
+from fabric.contracts.limits import Limits
 from fabric.contracts.secret import Secrets, Tag
 from fabric.ledger import audit
 from fabric.ledger.audit import Event
@@ -97,6 +98,7 @@ def key_object(key: Key, now_ms: int) -> dict[str, Any]:
         "tiers": permissions.tiers,
         "regions": permissions.regions,
         "privacy_floor": permissions.privacy_floor,
+        **{name: getattr(permissions.limits, name, None) for name in Limits.model_fields},
         "created_at": key.created_ms // 1000,
         "expires_at": _seconds(key.expires_ms),
         "revoked_at": _seconds(key.revoked_ms),
@@ -156,6 +158,7 @@ def _values(key: Key) -> dict[str, Any]:
         "tiers": _listed(permissions.tiers),
         "regions": _listed(permissions.regions),
         "privacy_floor": permissions.privacy_floor,
+        "limits": permissions.limits.model_dump_json(exclude_none=True) if permissions.limits else None,
     }
 
 
@@ -167,8 +170,11 @@ def _key(row: Row[Any]) -> Key:
     values = dict(row._mapping)
     models, tiers, regions = (_tuple(values.pop(name)) for name in ("models", "tiers", "regions"))
     floor: Privacy | None = values.pop("privacy_floor")
+    limits: str | None = values.pop("limits")
     allowed: tuple[Tier, ...] | None = tiers
-    values["permissions"] = Permissions(models, allowed, regions, floor)
+    values["permissions"] = Permissions(
+        models, allowed, regions, floor, Limits.model_validate_json(limits) if limits else None
+    )
     values["scopes"] = tuple(orjson.loads(values["scopes"]))
     values["digest"], values["seal"] = bytes(values["digest"]), bytes(values["seal"])
     return Key(**{name: values[name] for name in Key.__slots__})

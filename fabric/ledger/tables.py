@@ -207,6 +207,7 @@ keys = Table(
     Column("tiers", Text),  # JSON array; null: all
     Column("regions", Text),  # JSON array; null: all
     Column("privacy_floor", String(16)),
+    Column("limits", Text),  # JSON object: rate limits; null: none
     Column("created_ms", BigInteger, nullable=False),
     Column("created_by", String(64), nullable=False),  # a key's id, or cli
     Column("replaces", String(64)),  # the key that this one was rotated from

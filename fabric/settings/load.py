@@ -67,6 +67,7 @@ def _catalog(written: Document, folder: Path, cpu_model: str | None, path: Path 
         "baseline": written.baseline,
         "budgets": written.budgets,
         "tenant_weights": written.tenant_weights,
+        "tenant_limits": written.tenant_limits,
         "privacy": written.privacy,
         "policies": written.policies,
         "default_policy": written.default_policy,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from fabric.contracts.breaker import Breaker
 from fabric.contracts.budget import Budget
 from fabric.contracts.catalog import Baseline, Catalog, Model, PrivacyRules, TenantWeights, Tier, TierCost
+from fabric.contracts.limits import TenantLimits
 from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
 from fabric.contracts.webhook import Webhook
@@ -79,6 +80,8 @@ class Document(Options):
     budgets: tuple[Budget, ...] = ()
     #: Shares of the work while several tenants wait; of others 1.
     tenant_weights: TenantWeights = Field(default_factory=dict)
+    #: How much a tenant may ask for; ``*``: each of the others.
+    tenant_limits: TenantLimits = Field(default_factory=dict)
     #: Who is told that jobs and batches have ended. Read by recorders when they start.
     webhooks: tuple[Webhook, ...] = ()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
@@ -25,6 +25,7 @@ from fabric.contracts.errors import (
 )
 from fabric.contracts.failures import NEW, Chain
 from fabric.contracts.job import DUE_MS, JobSpec, JobState, Priority
+from fabric.contracts.limits import Levels, LimitKind
 from fabric.contracts.worker import WorkerInfo
 from fabric.store.command import Argument, Command, call
 
@@ -81,7 +82,8 @@ class NewJob:
     """A job on its way in. ``watcher`` is the channel that gets its events, if any.
 
     ``placeholders``: of its redaction, for the record. ``blocked``: its label keeps it away from a deployment.
-    ``charges``: what to reserve of budgets (``fabric.routing.budgets``).
+    ``charges``: what to reserve of budgets (``fabric.routing.budgets``); ``limits``: what to take of rate limits
+    (``fabric.routing.limits``).
     """
 
     spec: JobSpec
@@ -92,17 +94,32 @@ class NewJob:
     placeholders: bytes = b""
     blocked: bool = False
     charges: str = ""
+    limits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """``exists``: the idempotency key or the id is known, ``job_id`` is the earlier job's. ``over``: it could go
-    beyond ``budget``, whose window ends at ``budget_end_ms`` (0: never); ``unready``: that isn't open yet."""
+    beyond ``budget``, whose window ends at ``budget_end_ms`` (0: never); ``unready``: that isn't open yet.
+    ``limited``: by ``limited_by``. ``levels``: what is left of rate limits, where there are any."""
 
-    verdict: Literal["accepted", "exists", "conflict", "full", "over", "unready"]
+    verdict: Literal["accepted", "exists", "conflict", "full", "over", "unready", "limited"]
     job_id: str
     budget: str = ""
     budget_end_ms: int = 0
+    limited_by: LimitedBy | None = None
+    levels: Levels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitedBy:
+    """``owner``: as in ``NewJob.limits``. ``wait_ms``: until there is room as things are; of jobs and batch tokens
+    nobody knows that."""
+
+    owner: str
+    kind: LimitKind
+    limit: int
+    wait_ms: int
 
 
 def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[Accepted]]:
@@ -125,19 +142,32 @@ def accept(jobs: Iterable[NewJob], *, limit: int = LIVE_LIMIT) -> Command[list[A
             job.placeholders,
             spec.privacy if job.blocked else "",
             job.charges,
+            job.limits,
         )
     return call("accept", arguments, _accepted)
 
 
 def _accepted(answer: list[list[bytes]]) -> list[Accepted]:
-    return [_one_accepted(verdict.decode(), said.decode()) for verdict, said in answer]
+    return [_one_accepted(verdict.decode(), said.decode(), _levels(levels)) for verdict, said, levels in answer]
 
 
-def _one_accepted(verdict: Any, said: str) -> Accepted:
+def _one_accepted(verdict: Any, said: str, levels: Levels | None) -> Accepted:
+    if verdict == "limited":
+        owner, kind, limit, wait_ms = said.split(" ")
+        by = LimitedBy(owner, cast(LimitKind, kind), int(limit), int(wait_ms))
+        return Accepted(verdict, "", limited_by=by, levels=levels)
     if verdict not in ("over", "unready"):
-        return Accepted(verdict, said)
+        return Accepted(verdict, said, levels=levels)
     name, _, end = said.partition(" ")
-    return Accepted(verdict, "", name, int(end))
+    return Accepted(verdict, "", name, int(end), levels=levels)
+
+
+def _levels(text: bytes) -> Levels | None:
+    if not text:
+        return None
+    numbers = [None if word == b"-" else int(word) for word in text.split(b" ")]
+    requests, tokens = cast("list[tuple[int, int, int]]", [tuple(numbers[:3]), tuple(numbers[3:])])
+    return Levels(requests if requests[0] else None, tokens if tokens[0] else None)
 
 
 @dataclass(frozen=True, slots=True)

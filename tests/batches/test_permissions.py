@@ -10,6 +10,7 @@ import pytest
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
 from fabric.contracts.key import Permissions
+from fabric.contracts.limits import Limits
 from fabric.ledger import batches
 from fabric.ledger.batches import NewBatch
 from fabric.store.transitions import Claimed, Outcome
@@ -87,3 +88,16 @@ def test_a_batch_without_a_key_is_held_to_nothing(desk: Desk, ran: dict[str | No
         desk.wait(desk.batch([line("plain", fabric={"privacy": "public"})]))
     (spec,) = ran.values()
     assert (spec.privacy, spec.allowed_tiers, spec.allowed_regions) == ("public", (), ())
+
+
+def test_lines_wait_for_room_in_their_keys_limit(desk: Desk, ran: dict[str | None, JobSpec], line: Any) -> None:
+    """Each takes about half of it, so all of them come through, two at a time; one that never fits says so."""
+    lines = [line(f"c-{n}", "word " * 20) for n in range(6)]
+    limited = Permissions(limits=Limits(batch_tokens=60))
+    with desk.serving():
+        batch_id = made(desk, [*lines, line("c-long", "word " * 200)], limited)
+        desk.wait(batch_id)
+    assert len(desk.output(batch_id)) == 6
+    (error,) = desk.errors(batch_id)
+    assert (error["custom_id"], error["error"]["code"]) == ("c-long", "request_over_limit")
+    assert int(desk.store.redis.hget("fabric:rate:key:key_1", "batch_tokens") or 0) == 0

@@ -121,6 +121,8 @@ def test_what_is_left_out_isnt_held_back(office: Office) -> None:
         ({"expires_in_s": 0}, "expires_in_s"),
         ({"expires_in_s": 1.5}, "expires_in_s"),
         ({"limits": {}}, "limits"),
+        ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"batch_tokens": 1.5}, "batch_tokens"),
     ],
 )
 def test_a_wrong_field_is_named(office: Office, change: dict[str, Any], param: str) -> None:

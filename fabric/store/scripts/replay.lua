@@ -20,6 +20,7 @@ for i = 1, #ARGV, 2 do
     -- A deadline that is still ahead counts; one that has passed would undo the replay.
     if j.deadline and tonumber(j.deadline) > tonumber(at) then redis.call('ZADD', P .. 'deadlines', j.deadline, id) end
     redis.call('HSET', key, 'state', 'queued')
+    if j.limits then redis.call('HSET', key, 'limits', take_again(j.limits, tonumber(at))) end
     if ARGV[i + 1] ~= '' then redis.call('HSET', key, 'spec', ARGV[i + 1]) end
     for _, field in ipairs(redis.call('HKEYS', key)) do
       if string.sub(field, 1, 8) == 'failures' then redis.call('HDEL', key, field) end
