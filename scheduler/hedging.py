@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision
-from fabric.contracts.errors import Unavailable
+from fabric.contracts.errors import BudgetUsedUp, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
 from fabric.routing import World, budgets, late_after_s
@@ -123,7 +123,10 @@ class Hedges:
             return False
         spec, charges = hedge.spec, ""
         if catalog.budgets:
-            spec, charges = budgets.charged(spec, catalog, time.time_ns() // 1_000_000)
+            try:
+                spec, charges = budgets.charged(spec, catalog, time.time_ns() // 1_000_000)
+            except BudgetUsedUp:
+                return False
         twin = NewJob(spec, payload, placeholders=first.placeholders, charges=charges)
         (accepted,) = self._store(transitions.accept([twin]))
         if accepted.verdict != "accepted":

@@ -15,7 +15,7 @@ from fabric.batches.shares import Load, shares
 from fabric.batches.storage import Storage
 from fabric.contracts.batch_line import error_line
 from fabric.contracts.catalog import Catalog, Privacy
-from fabric.contracts.errors import LargerThanLimit
+from fabric.contracts.errors import BudgetUsedUp, LargerThanLimit
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.key import Permissions
 from fabric.contracts.trace import Sampler
@@ -178,9 +178,10 @@ class Feeder:
             spec = admit(spec, self._catalog, self._hash, time.time_ns() // 1_000_000).spec
             takes = limits.metered(spec, permissions.limits, self._catalog)
             charges = ""
-            if self._catalog.budgets:
-                spec, charges = budgets.charged(spec, self._catalog, time.time_ns() // 1_000_000)
-        except (Denied, LargerThanLimit) as refused:
+            own = permissions.budgets(batch.key_id)
+            if self._catalog.budgets or own:
+                spec, charges = budgets.charged(spec, self._catalog, time.time_ns() // 1_000_000, own)
+        except (Denied, LargerThanLimit, BudgetUsedUp) as refused:
             error = error_line(line.custom_id, job_id, line.line_no, refused.info, answered=True)
             call.bad.append(Outcome(line.line_no, "failed", error=error))
             return

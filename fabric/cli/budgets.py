@@ -30,6 +30,11 @@ def budgets(as_json: bool) -> None:
 def _cells(budget: dict[str, Any]) -> list[object]:
     owner = next((f"{kind} {budget[kind]}" for kind in ("tenant", "key", "tag") if budget[kind]), "all")
     end = budget["window_end_ms"]
-    money = [f"${budget[f'{name}_usd']:.4f}" for name in ("limit", "spent", "reserved", "left")]
+    unit = budget["unit"]
+    money = [_amount(budget[f"{name}_{unit}"], unit) for name in ("limit", "spent", "reserved", "left")]
     again = None if end is None else local_time(end / 1000)
     return [budget["name"], owner, budget["window"], *money, again, "yes" if budget["hard"] else "no"]
+
+
+def _amount(amount: float, unit: str) -> str:
+    return f"{amount:,} tokens" if unit == "tokens" else f"${amount:.4f}"

@@ -20,6 +20,8 @@ _SHORT = {
     "tokens_per_minute": "tpm",
     "concurrent_jobs": "concurrent",
     "batch_tokens": "batch-tokens",
+    "budget_usd": "budget",
+    "budget_tokens": "budget-tokens",
 }
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -55,6 +57,9 @@ def keys() -> None:
 @click.option("--tpm", type=int, help="Tokens a minute, of prompts and answers. [default: no limit]")
 @click.option("--concurrent", type=int, help="Jobs that wait or run at once. [default: no limit]")
 @click.option("--batch-tokens", type=int, help="Prompt tokens of batch work at once. [default: no limit]")
+@click.option("--budget", type=float, help="US dollars that it may spend in a window. [default: no limit]")
+@click.option("--budget-tokens", type=int, help="Tokens that it may use in a window. [default: no limit]")
+@click.option("--budget-window", type=click.Choice(["hour", "day", "month", "total"]), help="[default: month]")
 @click.option("--expires-in", type=_Seconds(), help="Time to live, such as 90d. [default: for good]")
 @config_option
 @data_dir_option
@@ -71,6 +76,9 @@ def create(
     tpm: int | None,
     concurrent: int | None,
     batch_tokens: int | None,
+    budget: float | None,
+    budget_tokens: int | None,
+    budget_window: str | None,
     expires_in: int | None,
     config: Path | None,
     data_dir: Path | None,
@@ -97,6 +105,9 @@ def create(
         "tokens_per_minute": tpm,
         "concurrent_jobs": concurrent,
         "batch_tokens": batch_tokens,
+        "budget_usd": budget,
+        "budget_tokens": budget_tokens,
+        "budget_window": budget_window,
         "expires_in_s": expires_in,
     }
     given = {field: value for field, value in given.items() if value is not None}

@@ -1,4 +1,5 @@
-"""Budgets: how much the jobs of a tenant, a key or a tag, or all of them, may cost in a window of time. Values only.
+"""Budgets: how much the jobs of a tenant, a key or a tag, or all of them, may cost in a window of time, in money or in
+tokens. Values only.
 
 Money is counted in whole billionths of a US dollar, so that what is taken out of a reservation is exactly what was
 put in.
@@ -17,19 +18,22 @@ from fabric.contracts.job import JobSpec
 Period = Literal["hour", "day", "month", "total"]
 BudgetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
-#: Billionths of a US dollar.
+Unit = Literal["usd", "tokens"]
+#: Billionths of a US dollar, or tokens of a budget that is in tokens.
 Nano = int
 NANO = 1_000_000_000
 _FORMATS: dict[Period, str] = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m", "total": "total"}
 
 
 class Budget(BaseModel):
-    """``usd``: US dollars for one window (UTC). Without a tenant, key or tag it is for all jobs."""
+    """``usd``: US dollars for one window (UTC), or ``tokens``: of prompts and answers, wherever they run. Without a
+    tenant, key or tag it is for all jobs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: BudgetName
-    usd: float = Field(ge=0, le=1_000_000, allow_inf_nan=False)
+    usd: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
+    tokens: int | None = Field(None, ge=0, le=1_000_000_000_000)
     window: Period = "month"
     tenant: str | None = Field(None, min_length=1, max_length=128)
     key: str | None = Field(None, min_length=1, max_length=64)
@@ -43,9 +47,24 @@ class Budget(BaseModel):
             raise ValueError("give one of `tenant`, `key` and `tag`, or none for all jobs")
         return self
 
+    @model_validator(mode="after")
+    def _one_unit(self) -> Budget:
+        if (self.usd is None) == (self.tokens is None):
+            raise ValueError("give one of `usd` and `tokens`")
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        return "tokens" if self.usd is None else "usd"
+
     @property
     def limit(self) -> Nano:
-        return round(self.usd * NANO)
+        return round(self.usd * NANO) if self.usd is not None else self.tokens or 0
+
+    @property
+    def scope(self) -> str:
+        """Whose it is: one of a few words, for metrics."""
+        return next((name for name in ("tenant", "key", "tag") if getattr(self, name) is not None), "all")
 
     def covers(self, spec: JobSpec) -> bool:
         if self.tenant is not None:

@@ -187,6 +187,8 @@ class BudgetExceeded(FabricError):
     """The job could go beyond a budget; ``retry_after_s`` says when its next window begins."""
 
     status, type, code, fault = 429, "insufficient_quota", "budget_exceeded", "policy"
+    #: Whose budget it is and what it counts, ``("tenant", "usd")``, where that is known.
+    of: tuple[str, str] | None = None
 
 
 class BudgetUsedUp(BudgetExceeded):

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import orjson
 
+from fabric.contracts.budget import Budget
 from fabric.contracts.catalog import PRIVACY_LABELS, Privacy, Tier
-from fabric.contracts.limits import Limits
+from fabric.contracts.limits import KeyLimits
 
 Scope = Literal["inference", "batch", "read", "dlq", "admin"]
 SCOPES: tuple[Scope, ...] = ("inference", "batch", "read", "dlq", "admin")
@@ -75,7 +76,11 @@ class Permissions:
     tiers: tuple[Tier, ...] | None = None
     regions: tuple[str, ...] | None = None
     privacy_floor: Privacy | None = None
-    limits: Limits | None = None
+    limits: KeyLimits | None = None
+
+    def budgets(self, key_id: str | None) -> tuple[Budget, ...]:
+        """The key's own."""
+        return self.limits.budgets(key_id) if self.limits is not None else ()
 
     def permits(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -93,7 +98,7 @@ class Permissions:
     def given(self) -> dict[str, Any]:
         """Only what holds something back."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        given["limits"] = self.limits.model_dump(exclude_none=True) if self.limits else None
+        given["limits"] = self.limits.model_dump(exclude_defaults=True) if self.limits else None
         return {name: value for name, value in given.items() if value is not None}
 
     def dump(self) -> str | None:
@@ -109,7 +114,7 @@ class Permissions:
             name: tuple(value) if isinstance(value, list) else value for name, value in orjson.loads(text).items()
         }
         if "limits" in values:
-            values["limits"] = Limits.model_validate(values["limits"])
+            values["limits"] = KeyLimits.model_validate(values["limits"])
         return cls(**values)
 
 

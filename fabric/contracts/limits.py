@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fabric.contracts.budget import Budget, Period
 from fabric.contracts.terms import TenantName
 
 LimitKind = Literal["requests", "tokens", "concurrent", "batch_tokens"]
@@ -29,6 +30,23 @@ class Limits(BaseModel):
     concurrent_jobs: Amount | None = None
     #: Prompt tokens of such work that was taken in and hasn't ended.
     batch_tokens: Amount | None = None
+
+
+class KeyLimits(Limits):
+    """What a key may use, and what it may spend in a window. The tenant's and other budgets count beside it."""
+
+    budget_usd: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
+    budget_tokens: Amount | None = None
+    budget_window: Period = "month"
+
+    def budgets(self, key_id: str | None) -> tuple[Budget, ...]:
+        """Named after the key."""
+        if key_id is None:
+            return ()
+        money = {"name": key_id, "usd": self.budget_usd} if self.budget_usd is not None else None
+        tokens = {"name": f"{key_id}.tokens", "tokens": self.budget_tokens} if self.budget_tokens is not None else None
+        given = [budget for budget in (money, tokens) if budget]
+        return tuple(Budget.model_validate(budget | {"key": key_id, "window": self.budget_window}) for budget in given)
 
 
 TenantLimits = dict[TenantName | Literal["*"], Limits]

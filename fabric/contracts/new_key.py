@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from fabric.contracts.budget import Period
 from fabric.contracts.catalog import Privacy, Tier
 from fabric.contracts.key import Permissions, Scope
-from fabric.contracts.limits import Amount, Limits
+from fabric.contracts.limits import Amount, KeyLimits
 from fabric.contracts.openai import ModelName, Shape
 from fabric.contracts.terms import TenantName
 
@@ -44,6 +45,9 @@ class KeyRequest(Shape):
     tokens_per_minute: Amount | None = None
     concurrent_jobs: Amount | None = None
     batch_tokens: Amount | None = None
+    budget_usd: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] | None = None
+    budget_tokens: Amount | None = None
+    budget_window: Period | None = None
     #: Seconds from now.
     expires_in_s: Annotated[int, Field(ge=1, le=LONGEST_S)] | None = None
 
@@ -58,9 +62,16 @@ class KeyRequest(Shape):
         )
 
     @property
-    def _limits(self) -> Limits | None:
-        given = {name: getattr(self, name) for name in Limits.model_fields}
-        return Limits(**given) if any(given.values()) else None
+    def _limits(self) -> KeyLimits | None:
+        given = {name: getattr(self, name) for name in KeyLimits.model_fields}
+        given = {name: value for name, value in given.items() if value is not None}
+        return KeyLimits(**given) if given.keys() - {"budget_window"} else None
+
+    @model_validator(mode="after")
+    def _a_window_of_something(self) -> KeyRequest:
+        if self.budget_window is not None and self.budget_usd is None and self.budget_tokens is None:
+            raise ValueError("`budget_window` needs `budget_usd` or `budget_tokens`")
+        return self
 
 
 class RotationRequest(Shape):

@@ -13,6 +13,7 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import FabricError
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
+from fabric.contracts.key import Permissions
 from fabric.contracts.rule import HEADER_CHARS
 from fabric.gateway.caller import Caller
 from fabric.gateway.intake import Intake
@@ -62,11 +63,12 @@ def _shadow(job: NewJob, deployment: str) -> NewJob:
     return NewJob(twin, job.payload, placeholders=job.placeholders)
 
 
-def charged(job: NewJob, catalog: Catalog) -> NewJob:
-    """With what it may take out of budgets."""
-    if not catalog.budgets:
+def charged(job: NewJob, catalog: Catalog, permissions: Permissions) -> NewJob:
+    """With what it may take out of budgets. Raises ``BudgetUsedUp``."""
+    own = permissions.budgets(job.spec.key_id)
+    if not catalog.budgets and not own:
         return job
-    spec, charges = budgets.charged(job.spec, catalog, time.time_ns() // 1_000_000)
+    spec, charges = budgets.charged(job.spec, catalog, time.time_ns() // 1_000_000, own)
     return replace(job, spec=spec, charges=charges)
 
 

@@ -23,8 +23,9 @@ router = APIRouter(tags=["usage"], responses=describe.ERRORS, default_response_c
 
 @router.get("/v1/budgets", summary="Budgets, and what is left", responses=describe.answers("All of them."))
 async def list_budgets(caller: Identified, gateway: Here, _: NoParameters) -> Response:
-    """Those of the caller's tenant and key; all of them for `admin`, and where there are no keys. US dollars."""
-    shown = [budget for budget in gateway.catalog.budgets if _may_see(caller, budget)]
+    """Those of the caller's tenant and key; all of them for `admin`, and where there are no keys."""
+    own = caller.permissions.budgets(caller.key_id)
+    shown = [budget for budget in (*gateway.catalog.budgets, *own) if _may_see(caller, budget)]
     return Json(listed([_object(budget, balance) for budget, balance in await balances(gateway, shown)]))
 
 
@@ -46,7 +47,8 @@ def _may_see(caller: Caller, budget: Budget) -> bool:
 
 def _object(budget: Budget, balance: Balance) -> dict[str, Any]:
     window = window_at(budget.window, time.time_ns() // 1_000_000)
-    left = budget.limit - balance.spent - balance.reserved
+    amounts = {"limit": budget.limit, "spent": balance.spent, "reserved": balance.reserved}
+    amounts["left"] = max(0, budget.limit - balance.spent - balance.reserved)
     return {
         "object": "budget",
         "name": budget.name,
@@ -57,8 +59,10 @@ def _object(budget: Budget, balance: Balance) -> dict[str, Any]:
         "window": budget.window,
         "window_start_ms": window.start_ms,
         "window_end_ms": window.end_ms,
-        "limit_usd": budget.usd,
-        "spent_usd": balance.spent / NANO,
-        "reserved_usd": balance.reserved / NANO,
-        "left_usd": max(0, left) / NANO,
+        "unit": budget.unit,
+        **{f"{name}_{budget.unit}": _shown(amount, budget) for name, amount in amounts.items()},
     }
+
+
+def _shown(amount: int, budget: Budget) -> float | int:
+    return amount if budget.unit == "tokens" else amount / NANO

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fabric.contracts.errors import (
+    BudgetExceeded,
     ErrorInfo,
     FabricError,
     InvalidRequest,
@@ -84,6 +85,8 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the last one who can answer
             info, headers = self._told(error, scope)
             self._metrics.errors.labels(info.fault).inc()
+            if isinstance(error, BudgetExceeded) and error.of is not None:
+                self._metrics.budget_blocks.labels(*error.of).inc()
             if not status:
                 await send_error(sending, info, headers, ended=isinstance(error, JobError))
         finally:

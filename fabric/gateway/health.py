@@ -18,7 +18,7 @@ from fabric.gateway.job_object import MESSAGES, parked_queue
 from fabric.gateway.metrics import CONTENT_TYPE, Snapshot
 from fabric.gateway.queueing import backlog_s
 from fabric.gateway.responses import Json
-from fabric.store import bad_messages, counts, reads, transitions
+from fabric.store import bad_messages, budgets, counts, reads, transitions
 
 router = APIRouter(tags=["operations"], default_response_class=Json)
 
@@ -96,7 +96,10 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
         for budget, balance in await balances(gateway, catalog.budgets)
         if budget.limit
     }
-    return Snapshot(room, dead, fenced, waits, blocks, fallbacks, hedges, sorted(catalog.by_deployment), used, totals)
+    warned = await gateway.ask(budgets.warnings())
+    return Snapshot(
+        room, dead, fenced, waits, blocks, fallbacks, hedges, sorted(catalog.by_deployment), used, warned, totals
+    )
 
 
 async def _parked(gateway: Gateway) -> Counter[str]:

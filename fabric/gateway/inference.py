@@ -53,7 +53,9 @@ class Inference:
         require(caller, INFERENCE)
         with request_trace(self._gateway.settings.tracer, self._endpoint, headers) as trace:
             body = await read_body(receive, headers, self._gateway.settings.body_limit_bytes)
-            visit = await self._visit(headers, body, caller, scope, trace.sending(send) if trace else send, arrived, trace)
+            visit = await self._visit(
+                headers, body, caller, scope, trace.sending(send) if trace else send, arrived, trace
+            )
             del body
             try:
                 await visit.run(receive)
@@ -89,7 +91,8 @@ class Inference:
             job = trace.traced(job)
         job = await screened(job, request, catalog, caller, gateway.trail)
         job, shadow = admitted(job, headers, catalog, hash_)
-        job, shadow = metered(charged(job, catalog), caller, catalog), shadow and charged(shadow, catalog)
+        job = metered(charged(job, catalog, caller.permissions), caller, catalog)
+        shadow = shadow and charged(shadow, catalog, caller.permissions)
         return _Visit(gateway, request, job, shadow, scope, send, arrived)
 
 

@@ -55,7 +55,7 @@ class Intake:
         if accepted.limited_by is not None:
             raise Throttled(accepted.limited_by, accepted.levels)
         if accepted.verdict in ("over", "unready"):
-            raise _beyond(accepted)
+            raise _beyond(accepted, job.charges)
         return accepted
 
     async def _send(self) -> None:
@@ -96,13 +96,25 @@ class Intake:
                 future.set_exception(failure)
 
 
-def _beyond(answer: Accepted) -> FabricError:
+def _beyond(answer: Accepted, charges: str) -> FabricError:
     if answer.verdict == "unready":
         return Unavailable(f"The budget {answer.budget} is being counted; try again.", retry_after_s=1)
     said = f"This request could cost more than is left of the budget {answer.budget}"
     less = "A smaller `max_tokens` or `fabric.max_cost_usd` reserves less"
+    refused: BudgetExceeded
     if not answer.budget_end_ms:
-        return BudgetUsedUp(f"{said}. {less}; the operator can raise the budget.")
+        refused = BudgetUsedUp(f"{said}. {less}; the operator can raise the budget.")
+        refused.of = _whose(answer.budget, charges)
+        return refused
     end = datetime.fromtimestamp(answer.budget_end_ms / 1000, UTC)
     left_s = max(1.0, answer.budget_end_ms / 1000 - time.time())
-    return BudgetExceeded(f"{said}, which begins again at {end:%Y-%m-%d %H:%M} UTC. {less}.", retry_after_s=left_s)
+    refused = BudgetExceeded(f"{said}, which begins again at {end:%Y-%m-%d %H:%M} UTC. {less}.", retry_after_s=left_s)
+    refused.of = _whose(answer.budget, charges)
+    return refused
+
+
+def _whose(budget: str, charges: str) -> tuple[str, str]:
+    unit, _, scope = (
+        next(line for line in charges.splitlines() if line.startswith(f"{budget} ")).split()[-1].partition("/")
+    )
+    return scope, unit

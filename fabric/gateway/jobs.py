@@ -72,7 +72,8 @@ async def _submit(request: Request, caller: Caller, gateway: Gateway, trace: Req
         job = trace.traced(job)
     job = await screened(job, asked, catalog, caller, gateway.trail)
     job, shadow = admitted(job, request.headers, catalog, hash_)
-    job, shadow = metered(charged(job, catalog), caller, catalog), shadow and charged(shadow, catalog)
+    job = metered(charged(job, catalog, caller.permissions), caller, catalog)
+    shadow = shadow and charged(shadow, catalog, caller.permissions)
     await gateway.outlook.check(job.spec)
     job_id = await gateway.accept(job, request.scope)
     if trace:

@@ -44,6 +44,12 @@ class Metrics:
             ("scope", "limit"),
             registry=self.registry,
         )
+        self.budget_blocks = Counter(
+            "fabric_budget_blocks",
+            "Requests refused because they could go beyond a hard budget.",
+            ("scope", "unit"),
+            registry=self.registry,
+        )
         self.config_info = Gauge(
             "fabric_config_info", "The catalogue and rules in force, by their hash.", ("hash",), registry=self.registry
         )
@@ -94,6 +100,8 @@ class Snapshot:
     hedges: Mapping[str, int] = field(default_factory=dict)  #: ``begun`` and ``won`` -> second tries
     deployments: Sequence[str] = ()
     budgets: Mapping[str, float] = field(default_factory=dict)  #: name -> share that is spent or reserved
+    #: (scope, unit) -> windows of soft budgets that were used up
+    budget_warnings: Mapping[tuple[str, str], int] = field(default_factory=dict)
     counts: Counts = field(default_factory=dict)  #: of what jobs came to
 
 
@@ -129,6 +137,7 @@ class _Shared(Collector):
             yield _fallbacks(self._snapshot.fallbacks)
             yield _hedges(self._snapshot.hedges)
             yield _budgets(self._snapshot.budgets)
+            yield _budget_warnings(self._snapshot.budget_warnings)
             yield _breakers(self._snapshot.deployments, self._snapshot.room)
             yield from counted.families(self._snapshot.counts)
             yield CounterMetricFamily(
@@ -180,6 +189,15 @@ def _budgets(used: Mapping[str, float]) -> Metric:
     )
     for name, ratio in used.items():
         family.add_metric([name], ratio)
+    return family
+
+
+def _budget_warnings(told: Mapping[tuple[str, str], int]) -> Metric:
+    family = CounterMetricFamily(
+        "fabric_budget_warnings", "Windows of soft budgets that were used up.", labels=("scope", "unit")
+    )
+    for labels, count in told.items():
+        family.add_metric(labels, count)
     return family
 
 

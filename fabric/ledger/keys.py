@@ -18,7 +18,7 @@ from fabric.contracts.catalog import Privacy, Tier
 from fabric.contracts.errors import ConfigError, Conflict, NotFound
 from fabric.contracts.ids import new_id
 from fabric.contracts.key import EVERYTHING, Permissions, Scope, new_key, prefix_of
-from fabric.contracts.limits import Limits
+from fabric.contracts.limits import KeyLimits
 from fabric.contracts.secret import Secrets, Tag
 from fabric.ledger import audit
 from fabric.ledger.audit import Event
@@ -98,7 +98,7 @@ def key_object(key: Key, now_ms: int) -> dict[str, Any]:
         "tiers": permissions.tiers,
         "regions": permissions.regions,
         "privacy_floor": permissions.privacy_floor,
-        **{name: getattr(permissions.limits, name, None) for name in Limits.model_fields},
+        **{name: getattr(permissions.limits, name, None) for name in KeyLimits.model_fields},
         "created_at": key.created_ms // 1000,
         "expires_at": _seconds(key.expires_ms),
         "revoked_at": _seconds(key.revoked_ms),
@@ -158,7 +158,9 @@ def _values(key: Key) -> dict[str, Any]:
         "tiers": _listed(permissions.tiers),
         "regions": _listed(permissions.regions),
         "privacy_floor": permissions.privacy_floor,
-        "limits": permissions.limits.model_dump_json(exclude_none=True) if permissions.limits else None,
+        "limits": permissions.limits.model_dump_json(exclude_none=True, exclude_defaults=True)
+        if permissions.limits
+        else None,
     }
 
 
@@ -173,7 +175,7 @@ def _key(row: Row[Any]) -> Key:
     limits: str | None = values.pop("limits")
     allowed: tuple[Tier, ...] | None = tiers
     values["permissions"] = Permissions(
-        models, allowed, regions, floor, Limits.model_validate_json(limits) if limits else None
+        models, allowed, regions, floor, KeyLimits.model_validate_json(limits) if limits else None
     )
     values["scopes"] = tuple(orjson.loads(values["scopes"]))
     values["digest"], values["seal"] = bytes(values["digest"]), bytes(values["seal"])

@@ -3,43 +3,72 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fabric.contracts.budget import NANO, window_at
-from fabric.contracts.catalog import Catalog
+from fabric.contracts.budget import NANO, Budget, window_at
+from fabric.contracts.catalog import Catalog, Deployment
+from fabric.contracts.errors import BudgetUsedUp
 from fabric.contracts.job import JobSpec
 from fabric.routing.constraints import NO_LIMITS, check
 from fabric.routing.cost import worst_cost
 
 
-def charged(spec: JobSpec, catalog: Catalog, now_ms: int) -> tuple[JobSpec, str]:
-    """The job, and what is to be reserved for it: a line ``NAME WINDOW LIMIT AMOUNT END`` for each of its budgets.
+def charged(spec: JobSpec, catalog: Catalog, now_ms: int, own: Sequence[Budget] = ()) -> tuple[JobSpec, str]:
+    """The job, and what is to be reserved for it: a line ``NAME WINDOW LIMIT AMOUNT END UNIT/SCOPE`` for each of its
+    budgets. ``own``: its key's, beside those of the catalogue.
 
     Reserved is what the answer costs at worst at the dearest place that is permitted, or the request's own cap where
-    that is less. Where a hard budget counts, the reservation becomes the job's cap: all its attempts together stay
-    within. ``LIMIT`` and ``AMOUNT`` are billionths of a US dollar, a limit of ``-`` is none; ``END`` is in
-    milliseconds since the epoch, 0 for never.
+    that is less; and of tokens the prompt and the longest answers. Where a hard budget of money counts, the reservation
+    becomes the job's cap: all its attempts together stay within. ``LIMIT`` and ``AMOUNT`` are billionths of a US
+    dollar, or tokens; a limit of ``-`` is none; ``END`` is in milliseconds since the epoch, 0 for never.
+
+    Raises:
+        BudgetUsedUp: it needs more than a hard budget gives in a whole window.
     """
-    budgets = [budget for budget in catalog.budgets if budget.covers(spec)]
+    budgets = [budget for budget in (*catalog.budgets, *own) if budget.covers(spec)]
     if not budgets:
         return spec, ""
-    amount = math.ceil(_worst(spec, catalog) * NANO)
-    if any(budget.hard for budget in budgets):
-        spec = replace(spec, max_cost_usd=amount / NANO)
-    if not amount:
-        return spec, ""
+    places = _places(spec, catalog)
+    amounts = {"usd": math.ceil(_worst(spec, places) * NANO), "tokens": _most_tokens(spec, places)}
+    if any(budget.hard and budget.unit == "usd" for budget in budgets):
+        spec = replace(spec, max_cost_usd=amounts["usd"] / NANO)
     lines = []
     for budget in budgets:
-        window = window_at(budget.window, now_ms)
-        limit = budget.limit if budget.hard else "-"
-        lines.append(f"{budget.name} {window.name} {limit} {amount} {window.end_ms or 0}")
+        amount = amounts[budget.unit]
+        if budget.hard and amount > budget.limit:
+            refused = BudgetUsedUp(
+                f"This request could take more than the whole budget {budget.name} of a window: it can never be taken. "
+                "A smaller `max_tokens` or `fabric.max_cost_usd` reserves less; the operator can raise the budget."
+            )
+            refused.of = budget.scope, budget.unit
+            raise refused
+        if amount:
+            window = window_at(budget.window, now_ms)
+            limit = budget.limit if budget.hard else "-"
+            lines.append(
+                f"{budget.name} {window.name} {limit} {amount} {window.end_ms or 0} {budget.unit}/{budget.scope}"
+            )
     return spec, "\n".join(lines)
 
 
-def _worst(spec: JobSpec, catalog: Catalog) -> float:
-    """US dollars."""
+def _places(spec: JobSpec, catalog: Catalog) -> list[Deployment]:
     model = catalog.by_model.get(spec.model)
     rule = catalog.privacy.of(spec.privacy)
-    places = [d for d in (model.deployments if model else ()) if check(spec, d, rule, NO_LIMITS) is None]
+    return [d for d in (model.deployments if model else ()) if check(spec, d, rule, NO_LIMITS) is None]
+
+
+def _worst(spec: JobSpec, places: Sequence[Deployment]) -> float:
+    """US dollars."""
     worst = max((worst_cost(spec, deployment) for deployment in places), default=0.0)
     return worst if spec.max_cost_usd is None else min(worst, spec.max_cost_usd)
+
+
+def _most_tokens(spec: JobSpec, places: Sequence[Deployment]) -> int:
+    """Prompt and answers; an answer without a limit may fill the largest window."""
+    longest = spec.max_output_tokens
+    if spec.endpoint == "/v1/embeddings":
+        longest = 0
+    elif longest is None:
+        longest = max((max(0, d.context_window - spec.prompt_tokens) for d in places), default=0)
+    return spec.prompt_tokens + spec.answers * longest

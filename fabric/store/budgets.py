@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fabric.contracts.budget import Nano
+from fabric.contracts.budget import Budget, Nano, Window
 from fabric.store.command import Argument, Command, call
 
 #: How long the balance of a window stays after its end, in seconds: for jobs that end late.
+#: A stream of what operators want to be told of, one entry each: ``event`` names what has happened, the other fields
+#: describe it. No prompts, no keys.
+NOTICES = "fabric:notices"
+_NOTICES_KEPT = 1_000
 _KEPT_S = 45 * 86_400
 
 
@@ -39,6 +44,23 @@ def open_(openings: Iterable[Opening]) -> Command[int]:
         until = 0 if opening.end_ms is None else opening.end_ms // 1000 + _KEPT_S
         arguments += (opening.name, opening.window, opening.spent, until)
     return call("open_budgets", arguments, int)
+
+
+def warn_once(budget: Budget, window: Window, balance: Balance) -> Command[int]:
+    """1 the first time for a window, else 0. It is counted, and an entry ``budget.soft_exceeded`` of ``NOTICES``."""
+    used = balance.reserved + balance.spent
+    told: list[Argument] = [budget.name, window.name, budget.unit, budget.scope, budget.limit, used, _NOTICES_KEPT]
+    return call("warn_once", told, int)
+
+
+def warnings() -> Command[dict[tuple[str, str], int]]:
+    """(scope, unit) -> windows of soft budgets that were used up."""
+
+    def parse(answer: Any) -> dict[tuple[str, str], int]:
+        pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+        return {tuple(name.decode().split(" ")): int(count) for name, count in pairs}
+
+    return Command(("HGETALL", "fabric:budget_warnings"), parse)
 
 
 def balances(which: Sequence[tuple[str, str]]) -> Command[list[Balance | None]]:

@@ -13,7 +13,11 @@ from fabric.contracts.budget import NANO
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.completion import Completion
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
-from fabric.ledger import Ledger, usage
+from fabric.contracts.key import Permissions
+from fabric.contracts.limits import KeyLimits
+from fabric.contracts.secret import Secrets
+from fabric.ledger import Ledger, keys, usage
+from fabric.ledger.keys import NewKey
 from fabric.store import Store, budgets
 from fabric.store.budgets import Balance
 
@@ -91,3 +95,43 @@ def test_a_budget_that_comes_later_is_opened_then(store: Store, ledger: Ledger) 
     assert keeper.look(NOW_MS) == 0
     keeper.renew(CATALOG)
     assert keeper.look(NOW_MS) == 3
+
+
+def test_tokens_are_counted_from_the_ledger(store: Store, ledger: Ledger) -> None:
+    ledger.write(usage.add, [done(n, 1.0, NOW_MS - n, tenant="acme") for n in range(1, 4)])
+    catalog = Catalog.model_validate({"budgets": [{"name": "t", "tokens": 100, "window": "day", "tenant": "acme"}]})
+    BudgetKeeper(store, ledger, catalog).look(NOW_MS)
+    assert store(budgets.balances([("t", "2026-11-25")])) == [Balance(spent=6)]
+
+
+def test_the_windows_of_keys_are_opened_until_they_end(store: Store, ledger: Ledger) -> None:
+    secrets = Secrets(["s" * 32])
+    limits = KeyLimits(budget_usd=2, budget_tokens=50, budget_window="day")
+    new = NewKey("acme", ("inference",), 1, "cli", permissions=Permissions(limits=limits))
+    keeper = BudgetKeeper(store, ledger, Catalog())
+    assert keeper.look(NOW_MS) == 0
+    key, _ = ledger.write(keys.create, secrets, new)
+    assert keeper.look(NOW_MS) == 2
+    assert store(budgets.balances([(key.id, "2026-11-25"), (f"{key.id}.tokens", "2026-11-25")])) == [Balance()] * 2
+    ledger.write(keys.revoke, secrets, key.id, 2, "cli")
+    assert keeper.look(NOW_MS + DAY_MS) == 0
+
+
+def test_a_soft_budget_is_told_of_once_in_each_window(
+    store: Store, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft = {"name": "soft", "usd": 1, "window": "day", "tenant": "acme", "hard": False}
+    catalog = Catalog.model_validate({"budgets": [soft, soft | {"name": "hard", "hard": True}]})
+    ledger.write(usage.add, [done(1, 1.5, NOW_MS, tenant="acme")])
+    keepers = [BudgetKeeper(store, ledger, catalog) for _ in range(2)]
+    for now_ms in (NOW_MS, NOW_MS, NOW_MS + 1_000, NOW_MS + DAY_MS, NOW_MS + DAY_MS):
+        for keeper in keepers:
+            keeper.look(now_ms)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the soft budget soft is used up in its window 2026-11-25"
+    ]
+    ((_, notice),) = store.redis.execute_command("XRANGE", budgets.NOTICES, "-", "+")
+    fields = notice if isinstance(notice, dict) else dict(zip(notice[::2], notice[1::2], strict=True))
+    assert fields[b"event"] == b"budget.soft_exceeded"
+    assert (fields[b"budget"], fields[b"unit"], fields[b"used"]) == (b"soft", b"usd", str(15 * NANO // 10).encode())
+    assert store(budgets.warnings()) == {("tenant", "usd"): 1}

@@ -83,6 +83,34 @@ def test_beyond_it_nothing_gets_in(budgeted: Served, store: Store) -> None:
     assert http.post("/v1/jobs", json=job("project", max_cost_usd=2.0)).status_code == 202
     assert http.post("/v1/jobs", json=job("project", max_cost_usd=0.5)).status_code == 402
     assert http.post("/v1/jobs", json=job()).status_code == 202
+    assert budgeted.metric("fabric_budget_blocks_total", scope="tag", unit="usd") == 3
+
+
+def test_a_budget_in_tokens_is_as_any_other(
+    serve: Callable[..., Served], settings: GatewaySettings, store: Store
+) -> None:
+    few = {"name": "few", "tokens": 30, "window": "total"}
+    catalog = CATALOG.model_copy(update={"budgets": Catalog.model_validate({"budgets": [few]}).budgets})
+    served = serve(replace(settings, catalog=catalog))
+    store(budgets.open_([Opening("few", "total", None)]))
+    http = served.http()
+    codes = [http.post("/v1/jobs", json=job()).status_code for _ in range(6)]
+    assert codes[0] == 202
+    assert codes[-1] == 402
+    (shown,) = http.get("/v1/budgets").json()["data"]
+    assert (shown["unit"], shown["limit_tokens"], shown["spent_tokens"]) == ("tokens", 30, 0)
+    assert shown["reserved_tokens"] + shown["left_tokens"] == 30
+    assert "limit_usd" not in shown
+    assert served.metric("fabric_budget_blocks_total", scope="all", unit="tokens") == codes.count(402)
+
+
+def test_what_is_dearer_than_the_whole_budget_is_refused_for_good(budgeted: Served, store: Store) -> None:
+    open_all(store)
+    asked = job("project")
+    asked["body"]["max_tokens"] = 13
+    refused = budgeted.http().post("/v1/jobs", json=asked)
+    assert refused.status_code == 402
+    assert "whole budget project" in refused.json()["error"]["message"]
 
 
 def test_a_window_says_when_it_begins_again(budgeted: Served, store: Store) -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from pydantic import ValidationError
+
 from fabric.contracts.budget import NANO
 from fabric.contracts.catalog import Catalog
+from fabric.contracts.errors import BudgetUsedUp
 from fabric.contracts.job import JobSpec
+from fabric.contracts.limits import KeyLimits
 from fabric.routing.budgets import charged
 
 NOW_MS = 1_764_072_000_000  # 2025-11-25 12:00 UTC
@@ -49,7 +54,7 @@ def test_without_budgets_a_job_stays_as_it_is() -> None:
 
 def test_the_dearest_permitted_place_counts_and_becomes_the_cap() -> None:
     job, charges = charged(spec(), catalog(DAILY), NOW_MS)
-    assert charges == f"daily 2025-11-25 {2 * NANO} {NANO // 100} {END_MS}"
+    assert charges == f"daily 2025-11-25 {2 * NANO} {NANO // 100} {END_MS} usd/all"
     assert job.max_cost_usd == 0.01
 
 
@@ -75,3 +80,32 @@ def test_every_budget_that_is_meant_has_a_line() -> None:
     )
     _, charges = charged(spec(tags=("t",)), several, NOW_MS)
     assert [line.split()[0] for line in charges.splitlines()] == ["daily", "tagged"]
+
+
+def test_tokens_are_those_of_the_prompt_and_the_longest_answers() -> None:
+    tokens = {"name": "tokens", "tokens": 50_000, "window": "day", "tenant": "default"}
+    job, charges = charged(spec(prompt_tokens=30, answers=2), catalog(tokens), NOW_MS)
+    assert job.max_cost_usd is None  # it caps no money
+    assert charges == f"tokens 2025-11-25 50000 2030 {END_MS} tokens/tenant"
+    assert charged(spec(prompt_tokens=30, max_output_tokens=None), catalog(tokens), NOW_MS)[1].split()[3] == "4096"
+    embedding = spec(prompt_tokens=30, max_output_tokens=None, endpoint="/v1/embeddings")
+    assert charged(embedding, catalog(tokens), NOW_MS)[1].split()[3] == "30"
+
+
+def test_a_keys_own_budgets_count_beside_the_others() -> None:
+    own = KeyLimits(budget_usd=1, budget_tokens=9_000, budget_window="total").budgets("key_1")
+    _, charges = charged(spec(key_id="key_1"), catalog(DAILY), NOW_MS, own)
+    assert [line.split()[0] for line in charges.splitlines()] == ["daily", "key_1", "key_1.tokens"]
+    assert KeyLimits(requests_per_minute=1).budgets("key_1") == ()
+
+
+def test_what_is_dearer_than_a_whole_window_is_refused_for_good() -> None:
+    with pytest.raises(BudgetUsedUp, match="whole budget tiny"):
+        charged(spec(), catalog({"name": "tiny", "usd": 0.009}), NOW_MS)
+    assert charged(spec(), catalog({"name": "tiny", "usd": 0.009, "hard": False}), NOW_MS)[1]
+
+
+@pytest.mark.parametrize("amounts", [{}, {"usd": 1, "tokens": 1}])
+def test_a_budget_is_in_one_unit(amounts: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="give one of `usd` and `tokens`"):
+        catalog({"name": "b", **amounts})

@@ -162,6 +162,21 @@ def test_windows_are_forgotten_long_after_their_end(store: Store) -> None:
     assert store.redis.ttl("fabric:budget:b total") == -1
 
 
+def test_tokens_are_settled_as_they_were_used(jobs: Jobs, store: Store) -> None:
+    opened(store, "b", "t")
+    job = jobs.running(charges=f"{charge(400)} usd/all\n{charge(100, name='t')} tokens/all")
+    jobs.fail(job, action="wait", error=LATER, measures=measures(50), cost_usd=50 / NANO)
+    jobs.run_again(job)
+    jobs.commit(job, JobState.DEAD, measures=measures(30))
+    assert balance(store) == Balance(reserved=0, spent=80)
+    assert balance(store, "t") == Balance(reserved=0, spent=10)  # five each
+    assert store(transitions.replay([job])) == ["queued"]
+    assert balance(store, "t") == Balance(reserved=100, spent=10)
+    jobs.run_again(job)
+    jobs.commit(job, measures=measures(1))
+    assert balance(store, "t") == Balance(reserved=0, spent=15)
+
+
 class Balances(RuleBasedStateMachine):
     """Whatever happens to jobs: reserved is what the living may cost, spent what the ended did cost, and both
     together never go beyond the limit."""

@@ -405,8 +405,8 @@ local function more_json(measures, decision)
 end
 
 -- Budgets: what a job may cost at worst is reserved when it comes in, and at its end what it did cost takes the
--- reservation's place. `charges`: a line 'NAME WINDOW LIMIT AMOUNT END' for each budget, as in fabric/routing/budgets.py.
-local CHARGE = '(%S+) (%S+) (%S+) (%S+) (%S+)'
+-- reservation's place. `charges`: a line 'NAME WINDOW LIMIT AMOUNT END UNIT/SCOPE' for each budget, as in fabric/routing/budgets.py.
+local CHARGE = '(%S+) (%S+) (%S+) (%S+) (%S+) ?(%S*)'
 local function budget_key(name, window) return P .. 'budget:' .. name .. ' ' .. window end
 
 -- All of it or nothing; answers nil, or why not: 'over' or 'unready', the budget's name, the end of its window.
@@ -428,15 +428,34 @@ local function billed(measures)
   return math.floor(((cost or 0) - (machine or 0)) * 1e9 + 0.5)
 end
 
--- The cost, in billionths of a US dollar, takes the place of what was reserved.
-local function pay(charges, cost)
-  for name, window, _, amount in string.gmatch(charges, CHARGE) do
+-- What was used takes the place of what was reserved: the cost, in billionths of a US dollar, and the tokens.
+local function pay(charges, cost, tokens)
+  for name, window, _, amount, _, unit in string.gmatch(charges, CHARGE) do
     local key = budget_key(name, window)
     if redis.call('EXISTS', key) == 1 then
       redis.call('HINCRBY', key, 'reserved', -amount)
-      redis.call('HINCRBY', key, 'spent', int(cost))
+      redis.call('HINCRBY', key, 'spent', int(string.sub(unit, 1, 6) == 'tokens' and tokens or cost))
     end
   end
+end
+
+-- Tokens of all attempts of a job, the last one's `measures` (JSON or '') included.
+local function tokens_used(j, measures)
+  local used = 0
+  local function add(m)
+    local usage = type(m) == 'table' and m.usage
+    if type(usage) == 'table' then
+      used = used + (tonumber(usage.input_tokens) or 0) + (tonumber(usage.output_tokens) or 0)
+    end
+  end
+  if measures ~= '' then
+    local readable, last = pcall(cjson.decode, measures)
+    if readable then add(last) end
+  end
+  if j.history then
+    for _, attempt in ipairs(cjson.decode('[' .. j.history .. ']')) do add(attempt.measures) end
+  end
+  return used
 end
 
 -- `measures`: of the last attempt, JSON or ''. What an earlier end of the same job has settled isn't settled again.
@@ -452,8 +471,13 @@ local function settle(id, j, measures)
     end
   end
   local before = tonumber(redis.call('HGET', job_key(id), 'settled') or 0)
-  pay(j.charges, math.max(0, cost - before))
+  local used, used_before = nil, 0
+  if string.find(j.charges, ' tokens', 1, true) then
+    used, used_before = tokens_used(j, measures), tonumber(redis.call('HGET', job_key(id), 'settled_tokens') or 0)
+  end
+  pay(j.charges, math.max(0, cost - before), math.max(0, (used or 0) - used_before))
   redis.call('HSET', job_key(id), 'settled', int(math.max(before, cost)))
+  if used then redis.call('HSET', job_key(id), 'settled_tokens', int(math.max(used_before, used))) end
 end
 
 -- What a job takes of rate limits. `limits`: per owner a line 'OWNER', four limits ('-' for none), four amounts.
@@ -520,25 +544,6 @@ local function levels_of(limits, at)
 end
 
 local TAKEN = '(%S+) (%S+) (%d+) (%d+) (%d+) (%d+)'
-
--- Tokens of all attempts of a job, the last one's `measures` (JSON or '') included.
-local function tokens_used(j, measures)
-  local used = 0
-  local function add(m)
-    local usage = type(m) == 'table' and m.usage
-    if type(usage) == 'table' then
-      used = used + (tonumber(usage.input_tokens) or 0) + (tonumber(usage.output_tokens) or 0)
-    end
-  end
-  if measures ~= '' then
-    local readable, last = pcall(cjson.decode, measures)
-    if readable then add(last) end
-  end
-  if j.history then
-    for _, attempt in ipairs(cjson.decode('[' .. j.history .. ']')) do add(attempt.measures) end
-  end
-  return used
-end
 
 -- At a job's end: its place is free, and the tokens that it used stand in for those that were estimated. What has come
 -- back of the estimate by itself can't be given back again.
@@ -744,7 +749,7 @@ function take_over(id, j, o)
     redis.call('HSET', key, 'outrun_charges', j.charges)
     redis.call('ZADD', P .. 'outrun', int(at), first)
   elseif j.charges then
-    pay(j.charges, 0)
+    pay(j.charges, 0, 0)
   end
   if j.deadline then gather('ZREM', P .. 'deadlines', id) end
   gather('ZREM', P .. 'live', id)
@@ -772,13 +777,13 @@ function call_off(id, ttl)
   end
 end
 
--- `cost`: of the try that was outrun, in billionths of a US dollar.
-local function settle_outrun(id, cost)
+-- `cost`, `tokens`: of the try that was outrun; in billionths of a US dollar.
+local function settle_outrun(id, cost, tokens)
   redis.call('ZREM', P .. 'outrun', id)
   local charges = redis.call('HGET', job_key(id), 'outrun_charges')
   if not charges then return end
   redis.call('HDEL', job_key(id), 'outrun_charges')
-  pay(charges, cost)
+  pay(charges, cost, tokens)
 end
 
 -- What the try that was outrun had taken, once its worker says so: one more completion, with its number below zero.
@@ -791,7 +796,8 @@ local function bill_outrun(id, attempt, measures)
   redis.call('HDEL', job_key(id), OUTRUN)
   redis.call('HDEL', P .. 'abort:' .. worker, id)
   local readable, used = pcall(cjson.decode, measures)
-  settle_outrun(id, readable and type(used) == 'table' and billed(used) or 0)
+  readable = readable and type(used) == 'table'
+  settle_outrun(id, readable and billed(used) or 0, tokens_used({}, readable and measures or ''))
   if measures ~= '' then
     redis.call('XADD', COMPLETIONS, '*', 'spec', record[2], 'state', 'requeued', 'attempt', '-' .. attempt,
       'deployment', deployment, 'tier', tier, 'worker', worker, 'accepted_ms', record[3], 'dispatched_ms', dispatched,

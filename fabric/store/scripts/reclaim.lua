@@ -23,6 +23,6 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'taken', '-inf', at, 'LIMIT
   end
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'outrun', '-inf', int(now - tonumber(ARGV[3])), 'LIMIT', 0, limit)) do
-  settle_outrun(id, 0)
+  settle_outrun(id, 0, 0)
 end
 return { dispatched, taken }
