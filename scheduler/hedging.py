@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision
-from fabric.contracts.errors import BudgetUsedUp, Unavailable
+from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
-from fabric.routing import World, budgets, late_after_s
+from fabric.routing import World, late_after_s
 from fabric.routing.cost import worst_cost
 from fabric.store import Store, reads, transitions
 from fabric.store.transitions import NewJob
@@ -93,7 +93,7 @@ class Hedges:
                 heapq.heappush(self._waiting, Hedge(self._clock() + after_s, spec.id, twin, attempt, other))
                 self._more.notify()
 
-    def run(self, catalog: Callable[[], Catalog], stop: threading.Event) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set and ``wake`` was called."""
         while not stop.is_set():
             with self._more:
@@ -105,7 +105,7 @@ class Hedges:
                 if self._allowed < 1:
                     continue
             try:
-                if self.begin(hedge, catalog()):
+                if self.begin(hedge):
                     with self._more:
                         self._allowed -= 1
             except Unavailable:
@@ -115,19 +115,15 @@ class Hedges:
         with self._more:
             self._more.notify()
 
-    def begin(self, hedge: Hedge, catalog: Catalog) -> bool:
+    def begin(self, hedge: Hedge) -> bool:
         """Answers whether there is a second try now. Raises ``Unavailable``."""
         first = self._store(reads.silent(hedge.job_id))
         payload = self._store(reads.payload(hedge.job_id)) if first else None
         if first is None or first.attempt != hedge.attempt or payload is None:
             return False
-        spec, charges = hedge.spec, ""
-        if catalog.budgets:
-            try:
-                spec, charges = budgets.charged(spec, catalog, time.time_ns() // 1_000_000)
-            except BudgetUsedUp:
-                return False
-        twin = NewJob(spec, payload, placeholders=first.placeholders, charges=charges)
+        spec = hedge.spec
+        # As much as for the first try, out of the same budgets.
+        twin = NewJob(spec, payload, placeholders=first.placeholders, charges=first.charges)
         (accepted,) = self._store(transitions.accept([twin]))
         if accepted.verdict != "accepted":
             return False

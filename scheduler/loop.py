@@ -82,10 +82,6 @@ class Loop:
         self._fair.weigh(catalog.tenant_weights)
         self._hedging = any(policy.hedge for policy in catalog.by_policy.values())
 
-    @property
-    def catalog(self) -> Catalog:
-        return self._catalog
-
     def round(self) -> int:
         """Sends what there is room for; answers how many jobs moved.
 

@@ -53,7 +53,7 @@ def run(
         dead.start()
     hedges = Hedges(hedges_store)
     loop = Loop(store, sender, catalog, hedges.consider)
-    hedging = threading.Thread(target=hedges.run, args=(lambda: loop.catalog, stop), name="hedges", daemon=True)
+    hedging = threading.Thread(target=hedges.run, args=(stop,), name="hedges", daemon=True)
     hedging.start()
     log.info("scheduling %d models on %d deployments", len(catalog.by_model), len(catalog.by_deployment))
     try:

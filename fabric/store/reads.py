@@ -151,23 +151,24 @@ def label_blocks() -> Command[dict[str, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """A job that is at an attempt and hasn't said anything. ``placeholders``: as in the record."""
+    """A job that is at an attempt and hasn't said anything. ``placeholders`` and ``charges``: as in the record."""
 
     attempt: int
     placeholders: bytes
+    charges: str
 
 
 def silent(job_id: str) -> Command[Silent | None]:
     """``None``: it has ended, waits, is being stopped, speaks, or has its second try already."""
-    names = ("state", "attempt", "placeholders", "first_token_at", "cancel", "hedge")
+    names = ("state", "attempt", "placeholders", "charges", "first_token_at", "cancel", "hedge")
     return Command(("HMGET", f"{_PREFIX}job:{job_id}", *names), _silent)
 
 
 def _silent(answer: list[bytes | None]) -> Silent | None:
-    state, attempt, placeholders, *done = answer
+    state, attempt, placeholders, charges, *done = answer
     if state not in (b"running", b"dispatched") or any(done):
         return None
-    return Silent(int(attempt or 0), placeholders or b"")
+    return Silent(int(attempt or 0), placeholders or b"", (charges or b"").decode())
 
 
 def hedges() -> Command[dict[str, int]]:

@@ -18,7 +18,8 @@ from fabric.contracts.experience import AnswerLength, Experience, Pace, survival
 from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.worker import WorkerInfo
 from fabric.routing import DeploymentState, World, decide, late_after_s
-from fabric.store import Store, reads, transitions
+from fabric.store import Store, budgets, reads, transitions
+from fabric.store.budgets import Opening
 from fabric.store.transitions import Dispatch, NewJob
 from scheduler.hedging import BURST, Hedges, second
 
@@ -128,7 +129,8 @@ def running(store: Store) -> Callable[[], str]:
     def run() -> str:
         job = JobSpec(f"job_{time.time_ns():026}", CHAT, "m", max_output_tokens=100)
         store(transitions.heartbeat(WorkerInfo("w", "cpu", "h", 1, 0, {"near": 4}, {"near": 8}, {}), []))
-        store(transitions.accept([NewJob(job, b"sealed", placeholders=b"p")]))
+        store(budgets.open_([Opening("b", "total", None, 0)]))
+        store(transitions.accept([NewJob(job, b"sealed", placeholders=b"p", charges="b total 100000 70 0")]))
         store(transitions.take([(job.lane, 1)]))
         store(transitions.dispatch([Dispatch(job.id, "near", "cpu", b"{}")]))
         store(transitions.claim("w", [(job.id, 1)]))
@@ -140,7 +142,7 @@ def running(store: Store) -> Callable[[], str]:
 @pytest.fixture
 def hedges(store: Store) -> Iterator[Hedges]:
     hedges, stop = Hedges(store), threading.Event()
-    thread = threading.Thread(target=hedges.run, args=(lambda: CATALOG, stop))
+    thread = threading.Thread(target=hedges.run, args=(stop,))
     thread.start()
     yield hedges
     stop.set()
@@ -173,6 +175,9 @@ class TestWhen:
         assert (taken.spec.hedge_of, taken.spec.deployment) == (job_id, "far")
         assert store(reads.payload(taken.spec.id)) == b"sealed"
         assert store(reads.placeholders(taken.spec.id)) == b"p"
+        (balance,) = store(budgets.balances([("b", "total")]))
+        assert balance is not None
+        assert balance.reserved == 140, "as much again, out of the same budget"
 
     def test_not_for_a_job_that_is_done_or_at_another_attempt(self, store: Store, hedges: Hedges, running: Any) -> None:
         done, other = running(), running()
