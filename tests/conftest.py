@@ -56,11 +56,13 @@ class Valkey:
         command = [*self.prefix, *embedded.server_command(self.socket, self.folder), *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert self.process.stdout
+        said = []
         for line in self.process.stdout:
+            said.append(line)
             if b"eady to accept connections" in line:
                 break
         else:
-            raise RuntimeError("Valkey didn't start")
+            raise RuntimeError(f"Valkey didn't start: {b''.join(said[-20:]).decode(errors='replace')}")
         # Nobody reads on: a full pipe would stop the server.
         subprocess.Popen(["cat"], stdin=self.process.stdout, stdout=subprocess.DEVNULL)
         self.process.stdout.close()
