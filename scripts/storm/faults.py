@@ -79,7 +79,11 @@ class Injector:
         async with self._one_at_a_time:
             self._stage.valkey.kill()
             await self._outage(fault.for_s)
-            await asyncio.to_thread(self._stage.valkey.start)
+            try:
+                await asyncio.to_thread(self._stage.valkey.start)
+            except RuntimeError as error:
+                self.odd.append(str(error)[-2000:])
+                await asyncio.to_thread(self._stage.valkey.start)
             self.backs.append(_now_ms())
 
     async def _kill_broker(self, fault: Fault) -> None:

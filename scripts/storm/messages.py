@@ -41,12 +41,12 @@ class Duplicator:
     def run(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            with contextlib.suppress(Unavailable, OSError):
+            with contextlib.suppress(Unavailable, *ERRORS):
                 fresh = [one for one in self._dispatched() if one not in self._seen]
                 self._send(fresh)
                 self._seen.extend(fresh)
             time.sleep(_LOOK_S)
-        with contextlib.suppress(Unavailable, OSError):
+        with contextlib.suppress(Unavailable, *ERRORS):
             self._send(list(self._seen))
         self._sender.close()
         self._store.close()

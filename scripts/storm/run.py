@@ -65,7 +65,10 @@ async def _storm(injector: Injector, plan: tuple[Fault, ...], began: float, say:
     async def one(fault: Fault) -> None:
         await asyncio.sleep(max(0.0, began + fault.at_s - time.monotonic()))
         say(str(fault))
-        await injector.inflict(fault)
+        try:
+            await injector.inflict(fault)
+        except (Unavailable, RedisError, OSError) as error:
+            say(f"{fault.kind} couldn't be done while others were: {type(error).__name__}")
 
     await asyncio.gather(*map(one, plan))
 
