@@ -16,7 +16,7 @@ from storm import laws, report
 from storm.plan import Fault, Transport
 from storm.run import Result, run
 
-SECONDS = 12.0
+SECONDS = 10.0
 PLANS: dict[Transport, tuple[Fault, ...]] = {
     "valkey": (
         Fault(0.5, "duplicates", "queues", 8.0, False),
