@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -69,6 +71,22 @@ NEEDS: dict[tuple[str, str], _Scopes] = {
     ("GET", "/openapi.json"): _ANY,
     ("GET", "/docs"): _ANY,
 }
+
+
+def methods_of(path: str) -> list[str]:
+    """What routes with that path take; the router itself only names those of the first one that it finds."""
+    return sorted({method for method, pattern in _PATTERNS if pattern.fullmatch(path)})
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """Of a path as routes declare it: `{name}` is one part, `{name:path}` is any number."""
+    parts = re.split(r"\{(\w+(?::path)?)\}", path)
+    return re.compile(
+        "".join(("(.+)" if p.endswith(":path") else "([^/]+)") if n % 2 else re.escape(p) for n, p in enumerate(parts))
+    )
+
+
+_PATTERNS = [(method, _pattern(path)) for method, path in (*NEEDS, *(("GET", path) for path in _FOR_ALL))]
 
 
 class Guard:

@@ -26,6 +26,7 @@ from fabric.contracts.errors import (
     where,
 )
 from fabric.contracts.refusal import refusal
+from fabric.gateway.access import methods_of
 from fabric.gateway.body import ClientGone
 from fabric.gateway.metrics import Metrics
 from fabric.gateway.rate_headers import HEADERS
@@ -111,7 +112,7 @@ async def refuse_http(request: Request, error: Exception) -> NoReturn:
     """Starlette's own errors, in our words; the edge answers them."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(methods_of(request.url.path))
         refused = MethodNotAllowed(f"This route takes {allowed}." if allowed else "Not this method.").info
         raise JobError(refused, [(b"allow", allowed.encode())] if allowed else ())
     if error.status_code == 404:

@@ -65,7 +65,11 @@ async def _works(check: Awaitable[object]) -> bool:
     return True
 
 
-@router.get("/metrics", summary="Prometheus metrics", responses=describe.answers("Text.", "text/plain"))
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    responses=describe.answers("Text.", "text/plain") | describe.ERRORS,
+)
 async def metrics(gateway: Here) -> Response:
     try:
         snapshot = await _snapshot(gateway)
