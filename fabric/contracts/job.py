@@ -174,9 +174,11 @@ class Measures:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Measures:
-        values["usage"] = Usage(**values["usage"])
-        values["finish_reasons"] = tuple(values.get("finish_reasons", ()))
-        return cls(**values)
+        """What a newer worker measures beside it is left out: workers are updated one after the other."""
+        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        known["usage"] = Usage(**{k: v for k, v in values["usage"].items() if k in Usage.__dataclass_fields__})
+        known["finish_reasons"] = tuple(values.get("finish_reasons", ()))
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
