@@ -100,5 +100,13 @@ def window_at(period: Period, now_ms: int) -> Window:
     return Window(start.strftime(_FORMATS[period]), _ms(start), _ms(end))
 
 
+def period_of(window: str) -> Period:
+    """Of which a window's name is."""
+    if window == "total":
+        return "total"
+    parts: dict[int, Period] = {1: "month", 2: "hour" if "T" in window else "day"}
+    return parts[window.count("-")]
+
+
 def _ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)

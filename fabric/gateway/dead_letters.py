@@ -13,12 +13,12 @@ from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from fabric.contracts.catalog import Tier
-from fabric.contracts.errors import BudgetExceeded, Conflict, InvalidRequest, NotFound
+from fabric.contracts.errors import BudgetExceeded, Conflict, InvalidRequest, NotFound, Unavailable
 from fabric.contracts.job import JobState
 from fabric.contracts.openai import Shape
 from fabric.contracts.refusal import refusal
 from fabric.contracts.request import json_object
-from fabric.gateway import describe
+from fabric.gateway import describe, replaying
 from fabric.gateway.access import require
 from fabric.gateway.body import read_body
 from fabric.gateway.caller import Caller, Identified
@@ -135,12 +135,11 @@ async def replay(job_id: str, request: Request, caller: Identified, gateway: Her
     body names one. A second replay changes nothing."""
     record = await own_record(gateway, caller, job_id)
     policy = await _asked_policy(request, gateway)
-    command = transitions.replay([job_id])
-    if policy is not None:
-        command = transitions.replay_as(replace(record.spec, policy=policy))
-    (state,) = await gateway.ask(command)
-    if state in ("over", "unready"):
+    state = await replaying.replay(gateway, record.spec if policy is None else replace(record.spec, policy=policy))
+    if state == "over":
         raise BudgetExceeded("A budget that counts for this job has no room for another try.")
+    if state == "unready":
+        raise Unavailable("A budget that counts for this job is being counted; try again.", retry_after_s=1)
     if state != JobState.QUEUED:
         raise Conflict(f"The job is {state}, not parked." if state else "The job is gone.")
     gateway.trail.note("dead_letter.replayed", caller.actor, tenant=caller.tenant, subject=job_id)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fabric.contracts.budget import NANO, Budget, window_at
+from fabric.contracts.budget import NANO, Budget, period_of, window_at
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.errors import BudgetUsedUp
 from fabric.contracts.job import JobSpec
@@ -49,6 +49,23 @@ def charged(spec: JobSpec, catalog: Catalog, now_ms: int, own: Sequence[Budget] 
             lines.append(
                 f"{budget.name} {window.name} {limit} {amount} {window.end_ms or 0} {budget.unit}/{budget.scope}"
             )
+    return spec, "\n".join(lines)
+
+
+def charged_again(spec: JobSpec, catalog: Catalog, now_ms: int, before: str) -> tuple[JobSpec, str]:
+    """As ``charged``, for a job that comes back with what was reserved for it ``before``: in the windows of now, of the
+    catalogue's budgets of now. Those that its key was made with stay what they were.
+
+    Raises:
+        BudgetUsedUp: it needs more than a hard budget gives in a whole window.
+    """
+    spec, charges = charged(spec, catalog, now_ms)
+    lines = charges.splitlines()
+    for line in before.splitlines():
+        name, window, limit, amount, _, *unit = line.split(" ")
+        if name.partition(".")[0] == spec.key_id:
+            current = window_at(period_of(window), now_ms)
+            lines.append(" ".join([name, current.name, limit, amount, str(current.end_ms or 0), *unit]))
     return spec, "\n".join(lines)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from fabric.contracts.budget import Budget, Nano, Window
 from fabric.store.command import Argument, Command, call
 
-#: How long the balance of a window stays after its end, in seconds: for jobs that end late.
 #: A stream of what operators want to be told of, one entry each: ``event`` names what has happened, the other fields
 #: describe it. No prompts, no keys.
 NOTICES = "fabric:notices"
 _NOTICES_KEPT = 1_000
+#: How long the balance of a window stays after its end, in seconds: for jobs that end late.
 _KEPT_S = 45 * 86_400
 
 

@@ -62,6 +62,11 @@ def summary(job_id: str) -> Command[JobRecord | None]:
     )
 
 
+def charges(job_id: str) -> Command[str]:
+    """What was reserved for the job of which budgets (``NewJob.charges``)."""
+    return Command(("HGET", f"{_PREFIX}job:{job_id}", "charges"), lambda answer: answer.decode() if answer else "")
+
+
 def watchers(job_id: str) -> Command[list[str]]:
     """The channels that get this job's events."""
     return Command(

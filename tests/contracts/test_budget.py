@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fabric.contracts.budget import NANO, Budget, Period, window_at
+from fabric.contracts.budget import NANO, Budget, Period, period_of, window_at
 from fabric.contracts.job import JobSpec
 
 periods = st.sampled_from(["hour", "day", "month"])
@@ -61,3 +61,8 @@ def test_whom_a_budget_is_for() -> None:
 
 def test_cents_are_whole() -> None:
     assert Budget(name="b", usd=0.1).limit * 3 == Budget(name="b", usd=0.3).limit == 3 * NANO // 10
+
+
+@pytest.mark.parametrize("period", ["hour", "day", "month", "total"])
+def test_a_windows_name_tells_its_period(period: Period) -> None:
+    assert period_of(window_at(period, 1_764_072_000_000).name) == period

@@ -12,10 +12,11 @@ import pytest
 
 from fabric.contracts.budget import NANO, window_at
 from fabric.contracts.catalog import Catalog
+from fabric.contracts.errors import NoEligibleDeployment
 from fabric.contracts.job import JobState, Measures, Usage
 from fabric.store import Store, budgets, reads, transitions
 from fabric.store.budgets import Opening
-from fabric.store.transitions import Dispatch, Outcome
+from fabric.store.transitions import Dispatch, Outcome, Rejection
 
 if TYPE_CHECKING:
     from fabric.gateway import GatewaySettings
@@ -177,6 +178,23 @@ def test_many_at_once_over_three_gateways_never_go_beyond(
             assert (daily.spent, watched.spent, daily.reserved) == (spent, spent, 0)
     assert 20 < len(accepted) < 1_000
     assert 100 - 2 * COST_USD <= spent / NANO <= 100
+
+
+def test_a_replay_counts_in_the_window_of_now(budgeted: Served, store: Store) -> None:
+    open_all(store)
+    http = budgeted.http()
+    accepted = http.post("/v1/jobs", json=job("project")).json()["id"]
+    (taken,) = store(transitions.take([(store(transitions.room()).lanes[0].name, 1)]))
+    store(transitions.reject([Rejection(taken.spec.id, JobState.DEAD, NoEligibleDeployment("Nowhere.").info)]))
+    # As if it had been accepted long ago: nobody knows that day any more.
+    known = store(reads.charges(accepted))
+    today = window_at("day", int(time.time() * 1000)).name
+    assert today in known
+    store.redis.hset(f"fabric:job:{accepted}", "charges", known.replace(today, "2020-02-20"))
+    assert http.post(f"/v1/dead-letters/{accepted}/replay").status_code == 200
+    shown = {budget["name"]: budget["reserved_usd"] for budget in http.get("/v1/budgets").json()["data"]}
+    assert (shown["daily"], shown["project"]) == (COST_USD, COST_USD)
+    assert today in store(reads.charges(accepted))
 
 
 def _balances(store: Store) -> list[budgets.Balance]:

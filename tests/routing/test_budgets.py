@@ -12,7 +12,7 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import BudgetUsedUp
 from fabric.contracts.job import JobSpec
 from fabric.contracts.limits import KeyLimits
-from fabric.routing.budgets import charged
+from fabric.routing.budgets import charged, charged_again
 
 NOW_MS = 1_764_072_000_000  # 2025-11-25 12:00 UTC
 END_MS = 1_764_115_200_000
@@ -109,3 +109,21 @@ def test_what_is_dearer_than_a_whole_window_is_refused_for_good() -> None:
 def test_a_budget_is_in_one_unit(amounts: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match="give one of `usd` and `tokens`"):
         catalog({"name": "b", **amounts})
+
+
+def test_what_comes_back_is_charged_to_the_windows_and_budgets_of_now() -> None:
+    own = KeyLimits(budget_usd=5, budget_tokens=9_000, budget_window="hour").budgets("key_1")
+    asked = spec(key_id="key_1")
+    first, before = charged(asked, catalog(DAILY | {"usd": 3}, {"name": "gone", "usd": 1}), NOW_MS, own)
+    assert [line.split()[1] for line in before.splitlines()] == ["2025-11-25", "2025-11", *["2025-11-25T12"] * 2]
+    later_ms = NOW_MS + 60 * 86_400_000
+    again, charges = charged_again(
+        first, catalog(DAILY, {"name": "new", "usd": 1, "window": "total"}), later_ms, before
+    )
+    assert again == first
+    found = [tuple(line.split()[:2]) for line in charges.splitlines()]
+    now = "2026-01-24"
+    assert found == [("daily", now), ("new", "total"), ("key_1", f"{now}T12"), ("key_1.tokens", f"{now}T12")]
+    assert charges.splitlines()[0].split()[2] == str(2 * NANO)
+    ends = [int(line.split()[4]) for line in charges.splitlines()]
+    assert all(end == 0 or end > later_ms for end in ends)

@@ -131,6 +131,30 @@ def test_a_replay_reserves_again_and_pays_nothing_twice(jobs: Jobs, store: Store
     assert balance(store) == Balance(reserved=0, spent=300)
 
 
+def test_a_replay_is_paid_for_out_of_the_window_that_it_names(jobs: Jobs, store: Store) -> None:
+    opened(store, "b", "later")
+    job = jobs.running(charges=charge(400))
+    jobs.commit(job, JobState.DEAD, measures=measures(100))
+    store.redis.delete("fabric:budget:b total")  # long over, and forgotten
+    spec = jobs.record(job).spec
+    assert store(transitions.replay([job])) == ["unready"]
+    assert store(transitions.replay_as(spec, charge(300, name="nowhere"))) == ["unready"]
+    assert store(transitions.replay_as(spec, charge(300, name="later"))) == ["queued"]
+    jobs.run_again(job)
+    jobs.commit(job, measures=measures(200))
+    assert balance(store, "later") == Balance(reserved=0, spent=200)
+
+
+def test_a_replay_for_which_no_budget_counts_any_more_reserves_nothing(jobs: Jobs, store: Store) -> None:
+    opened(store, "b")
+    job = jobs.running(charges=charge(400))
+    jobs.commit(job, JobState.DEAD, measures=measures(100))
+    assert store(transitions.replay_as(jobs.record(job).spec, "")) == ["queued"]
+    jobs.run_again(job)
+    jobs.commit(job, measures=measures(200))
+    assert balance(store) == Balance(reserved=0, spent=100)
+
+
 def test_a_replay_without_room_stays_parked(jobs: Jobs, store: Store) -> None:
     opened(store, "b")
     job = jobs.running(charges=charge(400))

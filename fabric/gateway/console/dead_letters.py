@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import Any
 from urllib.parse import urlencode
@@ -10,8 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from fabric.contracts.errors import BudgetExceeded
 from fabric.contracts.ids import is_id
-from fabric.contracts.job import JobState
+from fabric.contracts.job import JobSpec, JobState
+from fabric.gateway import replaying
 from fabric.gateway.caller import Caller
 from fabric.gateway.console.once import Once
 from fabric.gateway.console.page import Form, Page
@@ -65,16 +68,18 @@ def routes(page: Page) -> list[BaseRoute]:
     async def replay(request: Request) -> Response:
         caller = needs(request, *_REPLAY)
         form = await page.form(request)
-        ids = await _chosen(page.gateway, caller, form)
-        if not ids:
+        chosen = await _chosen(page.gateway, caller, form)
+        if not chosen:
             return page.done(_back(form), "none")
-        await page.gateway.ask(transitions.replay(ids))
-        return page.done(_back(form), "replayed" if len(ids) == 1 else "replayed-some")
+        for spec in chosen:
+            with contextlib.suppress(BudgetExceeded):  # it stays parked, and the page shows it
+                await replaying.replay(page.gateway, spec)
+        return page.done(_back(form), "replayed" if len(chosen) == 1 else "replayed-some")
 
     async def drop(request: Request) -> Response:
         caller = needs(request, *_DROP)
         form = await page.form(request)
-        ids = await _chosen(page.gateway, caller, form)
+        ids = [spec.id for spec in await _chosen(page.gateway, caller, form)]
         if not ids:
             return page.done(_back(form), "none")
         if form.get("sure") != "yes":
@@ -110,11 +115,11 @@ async def _own_parked(gateway: Gateway, caller: Caller) -> list[JobRecord]:
     return found
 
 
-async def _chosen(gateway: Gateway, caller: Caller, form: Form) -> list[str]:
-    """The ids that were ticked, as far as they are the caller's parked jobs."""
+async def _chosen(gateway: Gateway, caller: Caller, form: Form) -> list[JobSpec]:
+    """What was ticked, as far as it is the caller's parked jobs."""
     asked = [job_id for job_id in dict.fromkeys(form.every("job")) if is_id(job_id, "job")][:_PAGE]
     records = await gateway.ask_all(map(reads.summary, asked)) if asked else []
-    return [job_id for job_id, record in zip(asked, records, strict=True) if _is_own(record, caller)]
+    return [record.spec for record in records if record is not None and _is_own(record, caller)]
 
 
 def _is_own(record: JobRecord | None, caller: Caller) -> bool:

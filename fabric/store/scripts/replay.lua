@@ -1,12 +1,15 @@
 -- Parked jobs line up again under the same id, with their history and a clean slate: deaths, failures, money spent
 -- and places that were tried count from nothing.
--- ARGV: per job: id, spec ('' for the one that it has). Returns per job its state after the call, or '' when unknown.
+-- ARGV: per job: id, spec ('' for the one that it has), what to reserve of budgets ('=': the same, in the same windows).
+-- Returns per job its state after the call, 'over' or 'unready' for what stays parked by a budget, or '' when unknown.
 local answers = {}
-for i = 1, #ARGV, 2 do
+for i = 1, #ARGV, 3 do
   local id = ARGV[i]
   local j = load(id)
   local answer = j and j.state or ''
-  if answer == 'dead' and j.charges then answer = reserve(j.charges) or answer end
+  local charges = j and (ARGV[i + 2] == '=' and j.charges or ARGV[i + 2])
+  if charges == '=' or charges == '' then charges = nil end
+  if answer == 'dead' and charges then answer = reserve(charges) or answer end
   if answer == 'dead' then
     local at = int(now_ms())
     local key = job_key(id)
@@ -20,6 +23,7 @@ for i = 1, #ARGV, 2 do
     -- A deadline that is still ahead counts; one that has passed would undo the replay.
     if j.deadline and tonumber(j.deadline) > tonumber(at) then redis.call('ZADD', P .. 'deadlines', j.deadline, id) end
     redis.call('HSET', key, 'state', 'queued')
+    if charges then redis.call('HSET', key, 'charges', charges) else redis.call('HDEL', key, 'charges') end
     if j.limits then redis.call('HSET', key, 'limits', take_again(j.limits, tonumber(at))) end
     if ARGV[i + 1] ~= '' then redis.call('HSET', key, 'spec', ARGV[i + 1]) end
     for _, field in ipairs(redis.call('HKEYS', key)) do
