@@ -293,6 +293,7 @@ class Recorder:
             self._store(transitions.forget(jobs))
         amounts = counts.tally(completions)
         beside.count_errors(amounts, completions)
+        beside.count_equivalents(amounts, completions)
         self._store(counts.let_go(GROUP, [entry.id for entry in entries], amounts))
 
     def _leave(self) -> None:

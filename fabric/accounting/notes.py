@@ -56,6 +56,14 @@ class Beside:
             *self._comparison.of(done.spec, done.measures.usage),
         )
 
+    def count_equivalents(self, amounts: counts.Amounts, completions: Iterable[Completion]) -> None:
+        """Adds what the cloud would have taken for the tokens of answers, as the ledger's rows have it."""
+        for done in completions:
+            if done.state == JobState.SUCCEEDED and not done.late:
+                cloud_usd, _ = self._comparison.of(done.spec, done.measures.usage)
+                if cloud_usd:
+                    counts.compared(amounts, done, cloud_usd)
+
     def count_errors(self, amounts: counts.Amounts, completions: Iterable[Completion]) -> None:
         """Adds how wrong the predictions were that rested on measurements, of what succeeded where it was sent.
 

@@ -18,6 +18,12 @@ _COUNTERS = {
     "attempts": ("fabric_attempts", "Tries that ended; those that weren't their job's last are `requeued`.", "result"),
     "tokens": ("fabric_tokens", "Tokens: cached_input is a part of input, reasoning of output.", "kind"),
     "cost": ("fabric_cost_usd", "US dollars.", None),
+    "cloud": (
+        "fabric_cloud_equivalent_usd",
+        "US dollars that the tokens of answers would have cost at the cheapest permitted hosted API.",
+        None,
+    ),
+    "compared": ("fabric_compared_cost_usd", "US dollars that the answers with a cloud equivalent did cost.", None),
 }
 STAGE_SECONDS = "fabric_stage_seconds"
 _STAGE_HELP = "Time that jobs spend in each stage."

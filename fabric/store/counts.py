@@ -5,6 +5,8 @@ Counts are named by words with a space between them, the first of which says wha
     jobs TIER DEPLOYMENT STATE        jobs that ended
     tokens TIER DEPLOYMENT KIND       input, cached_input, output, reasoning
     cost TIER DEPLOYMENT              US dollars
+    cloud TIER DEPLOYMENT             US dollars that answers would have cost in the cloud
+    compared TIER DEPLOYMENT          US dollars that the same answers did cost
     attempts TIER DEPLOYMENT RESULT   tries: an end state, or ``requeued``
     stage STAGE TIER BOUND            observations at most BOUND seconds long, and longer than the bound before
     stage_sum STAGE TIER              seconds; stages are backlog, queue, engine, commit, and wait: the first two
@@ -95,6 +97,13 @@ def _add_used(amounts: Amounts, place: str, measures: Measures) -> None:
 def observe(amounts: Amounts, stage: str, tier: str, seconds: float) -> None:
     """Adds one observation to a stage's histogram. Clocks of two machines may make it negative: that is 0."""
     _observe(amounts, "stage", f"{stage} {tier}", max(0.0, seconds))
+
+
+def compared(amounts: Amounts, done: Completion, cloud_usd: float) -> None:
+    """Adds what an answer would have cost in the cloud, and what it did cost."""
+    place = f"{done.tier or NONE} {done.deployment or NONE}"
+    amounts[f"cloud {place}"] += cloud_usd
+    amounts[f"compared {place}"] += done.measures.cost_usd
 
 
 def mispredicted(amounts: Amounts, what: str, tier: str, predicted_s: float, actual_s: float) -> None:

@@ -141,6 +141,20 @@ class TestNotes:
         note = Notes(store, CATALOG).of([done])(done)
         assert (note.cloud_equivalent_usd, note.baseline_usd) == pytest.approx((cloud, baseline))
 
+    def test_cloud_equivalents_are_counted_of_answers_alone(self, store: Store) -> None:
+        failed = replace(completion(2), state=JobState.FAILED)
+        done = [completion(1), failed, completion(3, model="alone"), completion(4)]
+        bare = CATALOG.model_copy(update={"baseline": None})
+        beside = Notes(store, bare).of(done)
+        amounts = counts.tally([])
+        beside.count_equivalents(amounts, done)
+        rows = [beside(each) for each in (done[0], done[3])]
+        cost = done[0].measures.cost_usd + done[3].measures.cost_usd
+        assert amounts == {
+            "cloud cpu local": pytest.approx(sum(row.cloud_equivalent_usd for row in rows)),
+            "compared cpu local": pytest.approx(cost),
+        }
+
     def test_without_anything_to_compare_with_it_is_nothing(self, store: Store) -> None:
         done = completion(model="alone")
         bare = CATALOG.model_copy(update={"baseline": None})

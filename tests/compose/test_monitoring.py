@@ -27,6 +27,8 @@ LABELS: dict[str, set[str]] = {
     "fabric_time_to_first_token_seconds": set(),
     "fabric_tokens_total": {"tier", "deployment", "kind"},
     "fabric_cost_usd_total": {"tier", "deployment"},
+    "fabric_cloud_equivalent_usd_total": {"tier", "deployment"},
+    "fabric_compared_cost_usd_total": {"tier", "deployment"},
     "fabric_attempts_total": {"tier", "deployment", "result"},
     "fabric_hedges_total": {"result"},
     "fabric_prediction_error_ratio": {"kind", "tier"},
@@ -94,7 +96,7 @@ def test_what_every_gateway_repeats_is_never_summed_over_gateways(
 ) -> None:
     shared = (
         "fabric_(?:backlog_jobs|backlog_seconds|worker_slots|dead_letters|store_up|fenced_commits_total|jobs_total|"
-        "attempts_total|tokens_total|cost_usd_total|fallbacks_total|breaker_state|label_blocks_total)"
+        "attempts_total|tokens_total|cost_usd_total|cloud_equivalent_usd_total|compared_cost_usd_total|fallbacks_total|breaker_state|label_blocks_total)"
     )
     for text in [*(rule["expr"] for rule in rules), *queries(dashboards)]:
         assert not re.search(rf"sum(?: by \([^)]*\))? ?\(?(?:rate\(|increase\()?{shared}", text), text

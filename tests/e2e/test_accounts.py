@@ -173,6 +173,13 @@ def test_rows_sums_metrics_and_answers_agree(mixed_run: tuple[Fabric, dict[str, 
         assert total["savings_usd"] == pytest.approx(
             sum(row["cloud_equivalent_usd"] - row["cost_usd"] for row in compared), abs=1e-9
         )
+        for name, column in (
+            ("fabric_cloud_equivalent_usd_total", "cloud_equivalent_usd"),
+            ("fabric_compared_cost_usd_total", "cost_usd"),
+        ):
+            assert sum(metrics(http, name, "tier").values()) == pytest.approx(
+                sum(row[column] for row in compared), rel=1e-6
+            )
 
 
 def _until_recorded(fabric: Fabric, count: int) -> list[sqlite3.Row]:
