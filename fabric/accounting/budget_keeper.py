@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from fabric.accounting.enlisting import enlist
 from fabric.contracts.budget import NANO, Budget, Nano, Window, window_at
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import Unavailable
@@ -21,6 +24,10 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 #: The next window is opened this long before it begins.
 _AHEAD_MS = 120_000
+#: After a budget began to count: until every gateway has read of it, and the ledger has what had just ended.
+_SETTLED_MS = 10_000
+#: The ledger is asked no more often than this for what the store may have forgotten.
+_RECOUNT_MS = 60_000
 
 
 class BudgetKeeper:
@@ -33,6 +40,10 @@ class BudgetKeeper:
         self._look_s = look_s
         self._keys: dict[str, Key] = {}
         self._revision = 0
+        self._new: dict[tuple[str, str], _New] = {}
+        self._server = ""
+        self._behind = False
+        self._recounted_ms = 0
 
     def renew(self, catalog: Catalog) -> None:
         """For any thread."""
@@ -61,11 +72,41 @@ class BudgetKeeper:
         for (budget, window), balance in zip(wanted, open_, strict=True):
             if balance is not None and not budget.hard and balance.reserved + balance.spent > budget.limit:
                 self._tell(budget, window, balance)
+        self._recount([pair for pair, balance in zip(wanted, open_, strict=True) if balance is not None], now_ms)
         missing = [pair for pair, balance in zip(wanted, open_, strict=True) if balance is None]
-        if not missing:
-            return 0
         openings = [Opening(b.name, w.name, w.end_ms, self._spent(b, w)) for b, w in missing]
-        return self._store(budgets.open_(openings))
+        opened = self._store(budgets.open_(openings)) if openings else 0
+        for budget, window in missing:
+            if window.start_ms <= now_ms:
+                self._new[budget.name, window.name] = _New(budget, window, now_ms)
+        self._take_in(now_ms)
+        return opened
+
+    def _recount(self, opened: Sequence[tuple[Budget, Window]], now_ms: int) -> None:
+        """A server that has started again may have forgotten the last second, which the ledger knows."""
+        server = self._store(budgets.server())
+        self._behind = self._behind or server != self._server
+        self._server = server
+        if self._behind and now_ms - self._recounted_ms >= _RECOUNT_MS:
+            self._raise(opened)
+            self._behind, self._recounted_ms = False, now_ms
+
+    def _raise(self, which: Sequence[tuple[Budget, Window]]) -> None:
+        known = [(budget.name, window.name, self._spent(budget, window)) for budget, window in which]
+        if known and (count := self._store(budgets.raise_spent(known))):
+            log.info("%d budgets had less spent than the ledger knows of", count)
+
+    def _take_in(self, now_ms: int) -> None:
+        """Jobs that were in before their budget: at once, and again when nobody takes any in without it."""
+        for name, new in list(self._new.items()):
+            settled = now_ms - new.since_ms >= _SETTLED_MS
+            if new.begun and not settled:
+                continue
+            enlist(self._store, self._catalog, new.budget, new.window, now_ms)
+            new.begun = True
+            if settled:
+                self._raise([(new.budget, new.window)])
+                del self._new[name]
 
     def _of_keys(self, now_ms: int) -> list[Budget]:
         """Those that keys were made with. That a row is genuine doesn't matter here: only what a job names counts."""
@@ -88,6 +129,16 @@ class BudgetKeeper:
             return sum(int(row["input_tokens"]) + int(row["output_tokens"]) for row in rows)
         usd: float = sum(row["cost_usd"] - row["machine_usd"] for row in rows)
         return round(usd * NANO)
+
+
+@dataclass(slots=True)
+class _New:
+    """A window that was opened after it had begun. ``begun``: the jobs that there were then are counted."""
+
+    budget: Budget
+    window: Window
+    since_ms: int
+    begun: bool = False
 
 
 def _windows(asked: tuple[Budget, ...], now_ms: int) -> list[tuple[Budget, Window]]:

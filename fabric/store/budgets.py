@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fabric.contracts.budget import Budget, Nano, Window
+from fabric.contracts.job import JobSpec
 from fabric.store.command import Argument, Command, call
 
 #: A stream of what operators want to be told of, one entry each: ``event`` names what has happened, the other fields
@@ -44,6 +45,39 @@ def open_(openings: Iterable[Opening]) -> Command[int]:
         until = 0 if opening.end_ms is None else opening.end_ms // 1000 + _KEPT_S
         arguments += (opening.name, opening.window, opening.spent, until)
     return call("open_budgets", arguments, int)
+
+
+def raise_spent(known: Iterable[tuple[str, str, Nano]]) -> Command[int]:
+    """Triples of a budget's name, a window, and what was spent at least. Answers how many went up."""
+    arguments: list[Argument] = [part for triple in known for part in triple]
+    return call("raise_spent", arguments, int)
+
+
+def live(cursor: int, count: int = 1_000) -> Command[tuple[int, list[tuple[str, int]]]]:
+    """Some of the live jobs and when they came in, in milliseconds since the epoch; and where to go on (0: done).
+    Those that live all the while are seen."""
+
+    def parse(answer: Any) -> tuple[int, list[tuple[str, int]]]:
+        after, found = answer
+        flat = [part for pair in found for part in pair] if found and isinstance(found[0], (list, tuple)) else found
+        return int(after), [(job.decode(), int(float(at))) for job, at in zip(flat[::2], flat[1::2], strict=True)]
+
+    return Command(("ZSCAN", "fabric:live", cursor, "COUNT", count), parse)
+
+
+def unlisted(budget: str, job_ids: Sequence[str]) -> Command[list[JobSpec]]:
+    """Of these jobs those that live and that the budget doesn't count."""
+    return call("unlisted", [budget, *job_ids], lambda answer: [JobSpec.load(spec) for spec in answer])
+
+
+def enlist(budget: str, lines: Iterable[tuple[str, str]]) -> Command[int]:
+    """Pairs of a job's id and the line that its charges get. Answers how many count from now on."""
+    return call("enlist", [budget, *(part for pair in lines for part in pair)], int)
+
+
+def server() -> Command[str]:
+    """Another one after each start of the server."""
+    return Command(("INFO", "server"), lambda answer: str(answer["run_id"]))
 
 
 def warn_once(budget: Budget, window: Window, balance: Balance) -> Command[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import pytest
 
 from fabric.accounting.budget_keeper import BudgetKeeper
-from fabric.contracts.budget import NANO
+from fabric.contracts.budget import NANO, window_at
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.completion import Completion
+from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.contracts.key import Permissions
 from fabric.contracts.limits import KeyLimits
 from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger, keys, usage
 from fabric.ledger.keys import NewKey
-from fabric.store import Store, budgets
+from fabric.store import Store, budgets, transitions
 from fabric.store.budgets import Balance
+from fabric.store.command import Command
+from fabric.store.transitions import NewJob
 
 NOW_MS = int(datetime(2026, 11, 25, 12, 30, tzinfo=UTC).timestamp() * 1000)
 DAY_MS = 86_400_000
@@ -135,3 +139,75 @@ def test_a_soft_budget_is_told_of_once_in_each_window(
     assert fields[b"event"] == b"budget.soft_exceeded"
     assert (fields[b"budget"], fields[b"unit"], fields[b"used"]) == (b"soft", b"usd", str(15 * NANO // 10).encode())
     assert store(budgets.warnings()) == {("tenant", "usd"): 1}
+
+
+DOLLARS = {"input_per_million": 0, "output_per_million": 1_000_000}
+ACME = {"name": "late", "usd": 100, "window": "total", "tenant": "acme"}
+MODELS = [{"name": "m", "deployments": [{"name": "d", "engine": "mock", "tier": "cloud", "price": DOLLARS}]}]
+
+
+def came_in(store: Store, tenant: str, charges: str = "") -> JobSpec:
+    spec = JobSpec(new_id("job"), "/v1/chat/completions", "m", tenant=tenant, max_output_tokens=5)
+    (answer,) = store(transitions.accept([NewJob(spec, b"sealed", charges=charges)]))
+    assert answer.verdict == "accepted"
+    return spec
+
+
+def late(store: Store) -> Balance | None:
+    return store(budgets.balances([("late", "total")]))[0]
+
+
+def test_jobs_that_were_in_before_a_budget_count_in_it(store: Store, ledger: Ledger) -> None:
+    now_ms = int(time.time() * 1000)
+    first, _ = came_in(store, "acme"), came_in(store, "other")
+    keeper = BudgetKeeper(store, ledger, Catalog.model_validate({"models": MODELS, "budgets": [ACME]}))
+    assert keeper.look(now_ms) == 1
+    assert late(store) == Balance(reserved=5 * NANO)
+    # One gateway hadn't read of it yet, another one had.
+    second = came_in(store, "acme")
+    came_in(store, "acme", f"late total {100 * NANO} {NANO} 0 usd/tenant")
+    keeper.look(now_ms + 1_000)
+    assert late(store) == Balance(reserved=6 * NANO)
+    keeper.look(now_ms + 20_000)
+    assert late(store) == Balance(reserved=11 * NANO)
+    store(transitions.cancel([first.id, second.id]))
+    assert late(store) == Balance(reserved=NANO)
+    keeper.look(now_ms + 40_000)
+    assert late(store) == Balance(reserved=NANO)
+
+
+def test_what_ended_before_it_was_seen_is_taken_from_the_ledger(store: Store, ledger: Ledger) -> None:
+    keeper = BudgetKeeper(store, ledger, Catalog.model_validate({"models": MODELS, "budgets": [ACME]}))
+    keeper.look(NOW_MS)
+    ledger.write(usage.add, [done(1, 2.0, NOW_MS, tenant="acme")])  # it had ended, and wasn't in the ledger yet
+    keeper.look(NOW_MS + 1_000)
+    assert late(store) == Balance()
+    keeper.look(NOW_MS + 20_000)
+    assert late(store) == Balance(spent=2 * NANO)
+
+
+def test_jobs_of_an_earlier_window_stay_there(store: Store, ledger: Ledger) -> None:
+    came_in(store, "acme")
+    daily = ACME | {"window": "day"}
+    keeper = BudgetKeeper(store, ledger, Catalog.model_validate({"models": MODELS, "budgets": [daily]}))
+    tomorrow_ms = (int(time.time() * 1000) // DAY_MS + 1) * DAY_MS + 1_000
+    assert keeper.look(tomorrow_ms) == 1
+    assert store(budgets.balances([("late", window_at("day", tomorrow_ms).name)])) == [Balance()]
+
+
+def test_a_server_that_forgot_the_last_second_is_told_what_the_ledger_knows(
+    store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = BudgetKeeper(store, ledger, CATALOG)
+    keeper.look(NOW_MS)
+    keeper.look(NOW_MS + 20_000)
+    ledger.write(usage.add, [done(1, 1.5, NOW_MS, tenant="acme")])
+    keeper.look(NOW_MS + 120_000)
+    assert opened(store)[:2] == [Balance()] * 2  # not yet settled, as far as it knows
+    monkeypatch.setattr(budgets, "server", lambda: Command(("PING",), lambda _: "another"))
+    keeper.look(NOW_MS + 121_000)
+    assert opened(store) == [Balance(spent=15 * NANO // 10)] * 2 + [Balance()]
+    # More than the ledger knows is right: it learns of it later.
+    store.redis.hincrby("fabric:budget:all 2026-11-25", "spent", NANO)
+    assert BudgetKeeper(store, ledger, CATALOG).look(NOW_MS + 122_000) == 0
+    assert opened(store)[0] == Balance(spent=25 * NANO // 10)
