@@ -288,6 +288,16 @@ class TestExpiring:
         assert error["response"]["status_code"] == 504
 
 
+def with_ten_dollars(catalog: Catalog) -> Catalog:
+    """A dollar for each token of an answer, and a budget of ten in all."""
+    models = catalog.model_dump()["models"]
+    for model in models:
+        for deployment in model["deployments"]:
+            deployment["price"] = {"output_per_million": 1e6}
+    budget = {"name": "small", "usd": 10, "window": "total"}
+    return Catalog.model_validate({"models": models, "budgets": [budget]})
+
+
 class TestFeeding:
     def test_the_window_bounds_what_is_in_the_store(self, desk: Desk, line: Any) -> None:
         desk.batch([line(f"c{n}") for n in range(1_000)])
@@ -362,12 +372,7 @@ class TestFeeding:
         assert desk.store(reads.live_count()) == 200
 
     def test_lines_wait_for_room_in_their_budget(self, desk: Desk, line: Any) -> None:
-        models = desk.catalog.model_dump()["models"]
-        for model in models:
-            for deployment in model["deployments"]:
-                deployment["price"] = {"output_per_million": 1e6}
-        budget = {"name": "small", "usd": 10, "window": "total"}
-        desk.catalog = Catalog.model_validate({"models": models, "budgets": [budget]})
+        desk.catalog = with_ten_dollars(desk.catalog)
         desk.store(budgets.open_([budgets.Opening("small", "total", None, spent=NANO)]))
         batch_id = desk.batch([line(f"c{n}", max_tokens=2) for n in range(6)])
         service = desk.service()
@@ -378,6 +383,23 @@ class TestFeeding:
         desk.store(transitions.cancel(ids))
         desk.drive(lambda: desk.store(reads.live_count()) == 4, service.round)
         assert desk.store(budgets.balances([("small", "total")])) == [budgets.Balance(8 * NANO, NANO)]
+
+    def test_a_line_that_no_window_has_room_for_fails_and_the_others_go_on(
+        self, desk: Desk, worker: Worker, line: Any
+    ) -> None:
+        desk.catalog = with_ten_dollars(desk.catalog)
+        desk.store(budgets.open_([budgets.Opening("small", "total", None)]))
+        worker.start()
+        with desk.serving():
+            batch_id = desk.batch([line("c0", max_tokens=2), line("dear", max_tokens=11), line("c2", max_tokens=2)])
+            batch = desk.wait(batch_id)
+        assert (batch.completed, batch.failed) == (2, 1)
+        (error,) = desk.errors(batch_id)
+        assert (error["custom_id"], error["error"]["code"]) == ("dear", "budget_exceeded")
+        assert error["response"]["status_code"] == 402
+        (left,) = desk.store(budgets.balances([("small", "total")]))
+        assert left is not None
+        assert left.reserved == 0
 
 
 class TestManyBatches:
