@@ -349,6 +349,12 @@ class Unavailable(FabricError):
     retry = True
 
 
+class BrokenSeal(FabricError):
+    """Content at rest that can't be opened: altered, moved, or sealed with a secret that isn't held."""
+
+    code = "broken_seal"
+
+
 class ConfigError(FabricError):
     """A setting, file or environment variable is wrong; the message names it and says what to do."""
 

@@ -1,4 +1,4 @@
-"""The fabric's own secret: what keys are hashed and rows are sealed with. Pure; ``fabric.settings.secret`` reads it."""
+"""The fabric's secret: what keys are hashed, rows and content sealed with. Pure; ``fabric.settings.secret`` reads it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SHORTEST = 32
 #: Secrets at once: the one in use, and those that it took the place of.
 _MOST = 4
 
-Purpose = Literal["key", "seal", "audit", "session"]
-_PURPOSES: tuple[Purpose, ...] = ("key", "seal", "audit", "session")
+Purpose = Literal["key", "seal", "audit", "session", "content", "fingerprint"]
+_PURPOSES: tuple[Purpose, ...] = ("key", "seal", "audit", "session", "content", "fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,19 @@ class Secrets:
 
     def tag(self, purpose: Purpose, data: bytes) -> Tag:
         return Tag(self._current.id, hmac.digest(self._current.keys[purpose], data, "sha256"))
+
+    def derived(self, purpose: Purpose, salt: bytes, secret_id: str) -> bytes | None:
+        """What ``tag`` made of ``salt`` with that secret, to be a key; ``None`` where it isn't held."""
+        secret = self._by_id.get(secret_id)
+        return None if secret is None else hmac.digest(secret.keys[purpose], salt, "sha256")
+
+    def fingerprint(self, data: bytes) -> str:
+        """By which the same data is known again, and by nobody else guessed: 32 characters.
+
+        Made with the oldest secret that counts: while it is changed, processes that hold both and those that still
+        hold one agree.
+        """
+        return hmac.digest(self._all[-1].keys["fingerprint"], data, "sha256").hex()[:32]
 
     def vouches(self, purpose: Purpose, data: bytes, tag: Tag) -> bool:
         """Whether ``tag`` was made of ``data`` by somebody who holds that secret."""

@@ -75,7 +75,7 @@ async def create(request: Request, caller: Identified, gateway: Here) -> Respons
         created_ms=now_ms,
         expires_ms=expires_ms(asked.completion_window, now_ms),
         idempotency_key=key or None,
-        fingerprint=fingerprint(asked.model_dump()) if key else None,
+        fingerprint=fingerprint(asked.model_dump(), gateway.settings.secrets) if key else None,
         permissions=caller.permissions.dump(),
     )
     with request_trace(gateway.settings.tracer, "/v1/batches", request.headers) as trace:

@@ -85,6 +85,7 @@ class Inference:
             privacy=catalog.privacy.default,
             watcher=gateway.listener.channel,
             accepted_under=hash_,
+            secrets=gateway.settings.secrets,
             trail=gateway.trail,
         )
         if trace:

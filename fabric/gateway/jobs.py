@@ -66,6 +66,7 @@ async def _submit(request: Request, caller: Caller, gateway: Gateway, trace: Req
         privacy=catalog.privacy.default,
         priority="standard",
         accepted_under=hash_,
+        secrets=gateway.settings.secrets,
         trail=gateway.trail,
     )
     if trace:

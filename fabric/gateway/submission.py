@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import orjson
@@ -13,6 +12,7 @@ from fabric.contracts.errors import InvalidRequest, ModelNotPermitted
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import Priority
 from fabric.contracts.request import InferenceRequest, parse_request
+from fabric.contracts.secret import Secrets
 from fabric.gateway.caller import Caller
 from fabric.store.transitions import NewJob
 from fabric.trail import Trail
@@ -42,6 +42,7 @@ def new_job(
     priority: Priority = "interactive",
     watcher: str = "",
     accepted_under: str | None = None,
+    secrets: Secrets,
     trail: Trail,
 ) -> NewJob:
     """``privacy`` and ``priority`` count where the request says nothing. ``accepted_under``: ``policy_hash``."""
@@ -57,7 +58,7 @@ def new_job(
     if spec.privacy != asked:
         detail = {"from": asked, "to": spec.privacy}
         trail.note("label.raised", caller.actor, tenant=caller.tenant, detail=detail)
-    return NewJob(spec, request.payload(), watcher, key, _fingerprint(request) if key else "")
+    return NewJob(spec, request.payload(), watcher, key, _fingerprint(request, secrets) if key else "")
 
 
 def idempotency_key(headers: Headers) -> str:
@@ -76,12 +77,13 @@ def idempotency_key(headers: Headers) -> str:
     return key
 
 
-def _fingerprint(request: InferenceRequest) -> str:
+def _fingerprint(request: InferenceRequest, secrets: Secrets) -> str:
     """The same for the same request, however its JSON is spaced and ordered."""
     options = request.options.model_dump(exclude_none=True)
     said = (request.endpoint, request.model, request.body, options, request.stream, request.include_usage)
-    return fingerprint(said)
+    return fingerprint(said, secrets)
 
 
-def fingerprint(said: object) -> str:
-    return hashlib.blake2b(orjson.dumps(said, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+def fingerprint(said: object, secrets: Secrets) -> str:
+    """With a key: whoever reads the store or the ledger can't try guesses of a prompt against it."""
+    return secrets.fingerprint(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))

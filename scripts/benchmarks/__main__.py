@@ -10,7 +10,17 @@ import click
 
 from benchmarks.processes import Void
 
-_BENCHMARKS = ("latency", "saturation", "batch", "inflight", "scale", "efficiency", "mixed", "decision")
+_BENCHMARKS = (
+    "latency",
+    "saturation",
+    "batch",
+    "inflight",
+    "scale",
+    "efficiency",
+    "mixed",
+    "decision",
+    "sealing",
+)
 
 
 class _Benchmarks(click.Group):

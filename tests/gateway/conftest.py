@@ -26,6 +26,7 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision, Scored
 from fabric.contracts.errors import Cancelled, EngineError, ErrorInfo, Unavailable
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.secret import Secrets
 from fabric.contracts.worker import WorkerInfo
 from fabric.gateway import GatewaySettings, create_app
 from fabric.gateway.gateway import Gateway
@@ -336,6 +337,7 @@ def _settings(valkey: Valkey, folder: Path, migrated: Path) -> GatewaySettings:
         redis_url=valkey.url,
         database_url=f"sqlite:///{folder / 'ledger.sqlite3'}",
         files_dir=folder / "files",
+        secrets=Secrets(["s" * 32]),
         return_s=0.3,
     )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
 
+from fabric.contracts.secret import Secrets
+from fabric.gateway import GatewaySettings
 from fabric.store import Store, reads, transitions
 
 if TYPE_CHECKING:
@@ -96,6 +99,15 @@ class TestKeys:
         http.post(CHAT, json=chat(), headers=KEY)
         again = http.post(CHAT, content=body, headers={**KEY, "content-type": "application/json"})
         assert again.status_code == 200
+
+    def test_what_is_remembered_cant_be_checked_without_the_secret(
+        self, worker: Worker, http: httpx.Client, settings: GatewaySettings, serve: Callable[..., Served]
+    ) -> None:
+        assert http.post(CHAT, json=chat(), headers=KEY).status_code == 200
+        same, other = serve(settings), serve(replace(settings, secrets=Secrets(["x" * 32])))
+        with same.http() as knowing, other.http() as guessing:
+            assert knowing.post(CHAT, json=chat(), headers=KEY).status_code == 200
+            assert guessing.post(CHAT, json=chat(), headers=KEY).status_code == 409
 
     def test_another_key_is_another_job(self, worker: Worker, http: httpx.Client) -> None:
         jobs = {
