@@ -29,6 +29,7 @@ from fabric.contracts.errors import EngineError, ErrorInfo, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobState
 from fabric.contracts.payload import load_placeholders
+from fabric.contracts.sealed import Seals, of_line
 from fabric.ledger import Ledger, batches, lines, usage
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome
@@ -84,13 +85,15 @@ class _Entry:
 
 class Recorder:
     """Blocking; one thread. ``recorded`` is called when batch lines got their outcome, ``ended`` with each completion;
-    ``catalog`` has the prices that usage is compared with. ``announce`` writes down who is to be told of completions,
-    in the transaction that keeps them."""
+    ``catalog`` has the prices that usage is compared with; answers of batch lines are closed with
+    ``seals``, as the batches' files are, before the ledger gets them. ``announce`` writes down who is to be told of
+    completions, in the transaction that keeps them."""
 
     def __init__(
         self,
         store: Store,
         ledger: Ledger,
+        seals: Seals,
         *,
         catalog: Catalog = _NO_CATALOG,
         recorded: Callable[[], object] = lambda: None,
@@ -102,6 +105,7 @@ class Recorder:
         self.name = f"{socket.gethostname()}-{new_id('worker').removeprefix('worker_')}"
         self._store = store
         self._ledger = ledger
+        self._seals = seals
         self._notes = Notes(store, catalog)
         self._recorded = recorded
         self._ended = ended
@@ -275,7 +279,7 @@ class Recorder:
     def _kept(
         self, connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note]
     ) -> bool:
-        changed = record(connection, completions, note)
+        changed = record(connection, completions, self._seals, note)
         self._announce(connection, completions)
         return changed
 
@@ -311,7 +315,10 @@ def _paired(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def record(
-    connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note] = no_note
+    connection: Connection,
+    completions: Sequence[Completion],
+    seals: Seals,
+    note: Callable[[Completion], Note] = no_note,
 ) -> bool:
     """Usage of every completion, outcomes of those that are batch lines; answers whether lines changed.
 
@@ -325,7 +332,7 @@ def record(
     usage.add(connection, completions, note)
     changed = False
     for batch_id, batch in held.items():
-        outcomes = [outcome(done, batch) for done in of_batches[batch_id]]
+        outcomes = [outcome(done, batch, seals) for done in of_batches[batch_id]]
         completed, failed = lines.settle(connection, batch_id, outcomes)
         if completed or failed:
             batches.count(connection, batch_id, completed=completed, failed=failed)
@@ -333,15 +340,16 @@ def record(
     return changed
 
 
-def outcome(done: Completion, batch: Batch) -> Outcome:
-    """What becomes of the batch line behind a completion."""
+def outcome(done: Completion, batch: Batch, seals: Seals) -> Outcome:
+    """What becomes of the batch line behind a completion: its answer sealed, its error as it is."""
     spec = done.spec
     line_no = spec.line_no or 0
     match done.state:
         case JobState.SUCCEEDED:
             created = (done.claimed_ms or done.finished_ms) // 1000
             body = whole(spec.endpoint, spec.id, spec.model, created, _restored(done))
-            return Outcome(line_no, "completed", response=output_line(spec.custom_id, spec.id, body))
+            answer = seals.seal(output_line(spec.custom_id, spec.id, body), of_line(batch.id, line_no))
+            return Outcome(line_no, "completed", response=answer)
         case JobState.EXPIRED if spec.deadline_ms == batch.expires_ms:
             return Outcome(line_no, "expired")
         case JobState.CANCELLED if batch.status == "cancelling":

@@ -20,6 +20,7 @@ from fabric.contracts.answer import packed
 from fabric.contracts.batch_line import error_line
 from fabric.contracts.errors import ErrorInfo, FabricError
 from fabric.contracts.ids import derived_id, line_job_id
+from fabric.contracts.sealed import Seals, of_line
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch, Status
 from fabric.ledger.files import File
@@ -58,6 +59,7 @@ def assemble(ledger: Ledger, storage: Storage, batch: Batch, now_ms: Callable[[]
         Unavailable: the ledger is away; begin again.
         OSError: the files can't be written; begin again when that is mended.
         NotFound: the input file is gone and the form of embeddings stands in it.
+        BrokenSeal: an answer in the ledger isn't what the recorder put there, or the secret is another one.
     """
     with ExitStack() as stack:
         output = stack.enter_context(_part(storage, batch, "output"))
@@ -70,7 +72,7 @@ def assemble(ledger: Ledger, storage: Storage, batch: Batch, now_ms: Callable[[]
             size = 0
             for line in page:
                 if line.state == "completed":
-                    size += output.write(_answer(line, source))
+                    size += output.write(_answer(batch, line, storage.seals, source))
                 else:
                     size += errors.write(_error(batch, line))
                     expired = expired or line.state == "expired"
@@ -150,11 +152,12 @@ def _error(batch: Batch, line: EndedLine) -> bytes:
     return error_line(line.custom_id, job_id, line.line_no, _ENDS[line.state], answered=False)
 
 
-def _answer(line: EndedLine, source: BinaryIO | None) -> bytes:
+def _answer(batch: Batch, line: EndedLine, seals: Seals, source: BinaryIO | None) -> bytes:
     assert line.response is not None
+    answer = seals.open(line.response, of_line(batch.id, line.line_no))
     if source is None or not _wants_base64(line, source):
-        return line.response
-    values = orjson.loads(line.response)
+        return answer
+    values = orjson.loads(answer)
     values["response"]["body"] = orjson.Fragment(packed(orjson.dumps(values["response"]["body"])))
     return orjson.dumps(values)
 

@@ -1,4 +1,4 @@
-"""File bytes on disk: written under a temporary name, on the disk for good before they get their own.
+"""File bytes on disk, sealed: written under a temporary name, on the disk for good before they get their own.
 
 A file's name is its id, which the fabric made itself: no caller's text becomes a path.
 """
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from fabric.batches.sealed_file import SealedWriter, sealed_reader
 from fabric.contracts.errors import NotFound, TooLarge
 from fabric.contracts.ids import is_id
+from fabric.contracts.sealed import Seals
 
 _WRITE_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
@@ -24,7 +26,8 @@ _PARTIAL = ".partial-"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """``path``: name inside the directory. ``lines``: those that aren't blank."""
+    """``path``: name inside the directory. ``bytes``: as they came, not as they lie there. ``lines``: those that
+    aren't blank."""
 
     path: str
     bytes: int
@@ -56,13 +59,14 @@ class LineCounter:
 class Draft:
     """A file that nobody sees yet."""
 
-    file: BinaryIO
+    file: SealedWriter
     partial: Path
     target: Path
 
     def to_disk(self) -> None:
-        """What was written survives a power cut. May take long, ``publish`` doesn't after this."""
-        _to_disk(self.file)
+        """All is written, and survives a power cut. May take long, ``publish`` doesn't after this."""
+        self.file.finish()
+        os.fsync(self.file.fileno())
 
     def publish(self) -> None:
         """Now it is there under its name, instead of an earlier one."""
@@ -76,10 +80,14 @@ class Draft:
 
 
 class Storage:
-    """Files in one directory, which gateways and recorders share."""
+    """Files in one directory, which gateways and recorders share.
 
-    def __init__(self, directory: Path) -> None:
+    ``seals``: the same for all of them; the recorder closes lines' answers with it, too.
+    """
+
+    def __init__(self, directory: Path, seals: Seals) -> None:
         self.directory = directory
+        self.seals = seals
         directory.mkdir(parents=True, exist_ok=True)
 
     def location(self, path: str) -> Path:
@@ -99,11 +107,11 @@ class Storage:
         """
         counter = LineCounter()
         size = 0
-        with self.writing(file_id) as file:
+        with self.draft(file_id) as draft:
 
             def write(piece: bytes) -> None:
                 counter.add(piece)
-                file.write(piece)
+                draft.file.write(piece)
 
             waiting = bytearray()
             async for chunk in chunks:
@@ -115,11 +123,12 @@ class Storage:
                     await asyncio.to_thread(write, bytes(waiting))
                     waiting.clear()
             await asyncio.to_thread(write, bytes(waiting))
-            await asyncio.to_thread(_to_disk, file)
+            await asyncio.to_thread(draft.to_disk)
+            draft.publish()
         return Stored(file_id, size, counter.lines)
 
     @contextmanager
-    def writing(self, file_id: str) -> Iterator[BinaryIO]:
+    def writing(self, file_id: str) -> Iterator[SealedWriter]:
         """A new file that appears whole, or not at all when the block fails."""
         with self.draft(file_id) as draft:
             yield draft.file
@@ -132,7 +141,7 @@ class Storage:
         partial = self.directory / f"{_PARTIAL}{file_id}-{secrets.token_hex(4)}"
         try:
             with partial.open("wb") as file:
-                yield Draft(file, partial, target)
+                yield Draft(SealedWriter(file, self.seals, file_id), partial, target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -140,6 +149,7 @@ class Storage:
         """
         Raises:
             NotFound: its bytes are gone.
+            BrokenSeal: they aren't what was written.
         """
         file = await asyncio.to_thread(self.open, path)
         with file:
@@ -150,9 +160,10 @@ class Storage:
         """
         Raises:
             NotFound: its bytes are gone.
+            BrokenSeal: they aren't what was written; also raised by reading.
         """
         try:
-            return self.location(path).open("rb")
+            return sealed_reader(self.location(path).open("rb"), self.seals, path)
         except FileNotFoundError:
             raise NotFound("The file's content is gone from the files directory.") from None
 
@@ -167,8 +178,3 @@ class Storage:
                     partial.unlink(missing_ok=True)
             except FileNotFoundError:
                 continue
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

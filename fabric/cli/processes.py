@@ -180,6 +180,7 @@ def recorder(config: Path | None) -> None:
     from fabric.batches.service import BatchService
     from fabric.batches.storage import Storage
     from fabric.cli import boundaries
+    from fabric.contracts.sealed import Seals
     from fabric.ledger import Ledger
     from fabric.recorder import Recorder
     from fabric.settings.secret import secrets_of
@@ -196,7 +197,9 @@ def recorder(config: Path | None) -> None:
     ledger = Ledger(settings.database_url)
     # Each thread waits on its own connection.
     recording, feeding, keeping, budgeting = (Store(settings.redis_url) for _ in range(4))
-    trail = Trail(Ledger(settings.database_url, connections=1), secrets_of(settings), Store(settings.redis_url))
+    secrets = secrets_of(settings)
+    seals = Seals(secrets)
+    trail = Trail(Ledger(settings.database_url, connections=1), secrets, Store(settings.redis_url))
 
     def ended(completion: Completion) -> None:
         boundaries.note_blocked(trail, completion)
@@ -206,6 +209,7 @@ def recorder(config: Path | None) -> None:
     into_ledger = Recorder(
         recording,
         ledger,
+        seals,
         catalog=settings.catalog,
         recorded=lambda: recording(wake.wake()),
         ended=ended,
@@ -228,7 +232,7 @@ def recorder(config: Path | None) -> None:
     service = BatchService(
         feeding,
         ledger,
-        Storage(settings.files_dir),
+        Storage(settings.files_dir, seals),
         settings.catalog,
         renewed=renewed,
         raised=lambda batch, asked, got: boundaries.note_raised_line(trail, batch, asked, got),

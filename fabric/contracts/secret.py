@@ -1,4 +1,4 @@
-"""The fabric's secret: what keys are hashed, rows and content sealed with. Pure; ``fabric.settings.secret`` reads it."""
+"""The fabric's secret: what keys are hashed, rows and content sealed with. Pure; ``fabric.settings.secret`` has it."""
 
 from __future__ import annotations
 

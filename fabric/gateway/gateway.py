@@ -16,6 +16,7 @@ from fabric.batches.storage import Storage
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
+from fabric.contracts.sealed import Seals
 from fabric.gateway import rate_headers
 from fabric.gateway.admission import Shadows
 from fabric.gateway.configuration import Configuration
@@ -66,7 +67,7 @@ class Gateway:
         self.keyring = Keyring(
             self.ledger, settings.secrets, first_use=self.trail.first_use, may_be_open=settings.may_be_open
         )
-        self.storage = Storage(settings.files_dir)
+        self.storage = Storage(settings.files_dir, Seals(settings.secrets))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

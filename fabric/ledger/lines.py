@@ -50,7 +50,7 @@ class WaitingLine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``response``: a line of the output file; ``error``: one of the error file."""
+    """``response``: a line of the output file, sealed; ``error``: one of the error file."""
 
     line_no: int
     state: State

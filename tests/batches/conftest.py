@@ -25,6 +25,8 @@ from fabric.contracts.catalog import Catalog, Deployment, Model
 from fabric.contracts.errors import EngineRejected, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobState, Measures, Usage
+from fabric.contracts.sealed import Seals
+from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger, batches, files
 from fabric.ledger.batches import Batch, NewBatch
 from fabric.ledger.files import File
@@ -49,6 +51,7 @@ CATALOG = Catalog(
     )
 )
 WAIT_S = 120.0
+SEALS = Seals(Secrets(["s" * 32]))
 
 
 def request(custom_id: str, text: str = "Hello", **body: Any) -> dict[str, Any]:
@@ -76,13 +79,12 @@ class Desk:
     def upload(self, lines: Iterable[bytes | dict[str, Any]], *, counted: bool = True) -> str:
         """Stores an input file; answers its id."""
         file_id = new_id("file")
-        number = 0
+        number = size = 0
         with self.storage.writing(file_id) as file:
             for line in lines:
                 raw = line if isinstance(line, bytes) else orjson.dumps(line)
                 number += not raw.isspace() and raw != b""
-                file.write(raw + b"\n")
-        size = self.storage.location(file_id).stat().st_size
+                size += file.write(raw + b"\n")
         row = File(file_id, "default", "batch", "in.jsonl", size, number if counted else None, file_id, _now_ms())
         self.ledger.write(files.create, row)
         return file_id
@@ -162,11 +164,14 @@ class Desk:
     def errors(self, batch_id: str) -> list[dict[str, Any]]:
         return self.lines(self.found(batch_id).error_file_id)
 
+    def content(self, file_id: str) -> bytes:
+        with self.storage.open(file_id) as file:
+            return file.read()
+
     def lines(self, file_id: str | None) -> list[dict[str, Any]]:
         if file_id is None:
             return []
-        with self.storage.open(file_id) as file:
-            return [orjson.loads(line) for line in file]
+        return [orjson.loads(line) for line in self.content(file_id).splitlines()]
 
     def service(self, store: Store | None = None, **options: Any) -> BatchService:
         fixed: dict[str, Any] = {"homecoming_ms": 3_000, "still_s": 1.0, "term_ms": 1_000, "look_s": 0.2}
@@ -175,7 +180,7 @@ class Desk:
     def recorder(self, store: Store | None = None, **options: Any) -> Recorder:
         used = store or self.store
         fixed: dict[str, Any] = {"recorded": lambda: used(wake.wake()), "takeover_ms": 500, "block_ms": 200}
-        return Recorder(used, self.ledger, **(fixed | options))
+        return Recorder(used, self.ledger, SEALS, **(fixed | options))
 
     @contextmanager
     def serving(self, **options: Any) -> Iterator[None]:
@@ -297,7 +302,7 @@ def make_desk(valkey: Valkey, tmp_path: Path, store: Store) -> Iterator[Callable
 
     def make(database_url: str) -> Desk:
         ledgers.append(Ledger(database_url))
-        return Desk(ledgers[-1], Storage(tmp_path / "files"), valkey.url, database_url, store)
+        return Desk(ledgers[-1], Storage(tmp_path / "files", SEALS), valkey.url, database_url, store)
 
     yield make
     for ledger in ledgers:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from sqlalchemy import select, update
 
 from fabric.batches import assemble as module
 from fabric.batches.assemble import assemble, free
-from fabric.contracts.errors import Unavailable
+from fabric.contracts.errors import BrokenSeal, Unavailable
+from fabric.contracts.sealed import of_line
 from fabric.ledger import batches, lines
 from fabric.ledger.lines import Outcome
+from fabric.ledger.tables import batch_lines
 
 if TYPE_CHECKING:
     from tests.batches.conftest import Desk
@@ -25,7 +28,9 @@ def settled(desk: Desk, line: Any, count: int, answer: bytes = b'{"custom_id":"c
     desk.drive(lambda: desk.found(batch_id).status == "in_progress", service.round)
     for first in range(1, count + 1, 1_000):
         outcomes = [
-            Outcome(n, "failed", error=b'{"n":%d}' % n) if n % 10 == 0 else Outcome(n, "completed", response=answer)
+            Outcome(n, "failed", error=b'{"n":%d}' % n)
+            if n % 10 == 0
+            else Outcome(n, "completed", response=desk.storage.seals.seal(answer, of_line(batch_id, n)))
             for n in range(first, min(first + 1_000, count + 1))
         ]
         with desk.ledger.writing() as connection:
@@ -49,6 +54,20 @@ def test_lines_are_in_the_order_of_the_input(each_desk: Desk, line: Any) -> None
     assert (batch.status, batch.completed_ms, batch.completed, batch.failed) == ("completed", 9_000, 86, 9)
     assert desk.errors(batch_id) == [{"n": n} for n in range(10, 96, 10)]
     assert len(desk.output(batch_id)) == 86
+
+
+@pytest.mark.parametrize("forged", [b'{"custom_id":"c"}', None], ids=["plain", "of another line"])
+def test_an_answer_that_was_put_there_by_others_is_not_handed_out(desk: Desk, line: Any, forged: bytes | None) -> None:
+    batch_id = settled(desk, line, 9)
+    rows = batch_lines.c
+    with desk.ledger.writing() as connection:
+        second = connection.scalar(select(rows.response).where(rows.batch_id == batch_id, rows.line_no == 2))
+        first = update(batch_lines).where(rows.batch_id == batch_id, rows.line_no == 1)
+        connection.execute(first.values(response=forged or second))
+    with pytest.raises(BrokenSeal):
+        run(desk, batch_id)
+    assert desk.found(batch_id).status == "finalizing"
+    assert len(list(desk.storage.directory.iterdir())) == 1
 
 
 def test_a_file_that_would_be_empty_isnt_made(desk: Desk, line: Any) -> None:

@@ -94,7 +94,7 @@ class TestAWholeBatch:
             assert file_id is not None
             file = desk.ledger.read(files.get, "acme", file_id)
             assert (file.filename, file.purpose, file.lines) == (f"{batch_id}_{kind}.jsonl", "batch_output", 1)
-            assert file.bytes == desk.storage.location(file_id).stat().st_size
+            assert file.bytes == len(desk.content(file_id))
 
     def test_nothing_of_it_stays_behind(self, each_desk: Desk, worker: Worker, line: Any) -> None:
         desk = each_desk

@@ -10,16 +10,23 @@ import pytest
 from fabric.batches.storage import LineCounter, Storage
 from fabric.contracts.errors import NotFound, TooLarge
 from fabric.contracts.ids import new_id
+from fabric.contracts.sealed import Seals
+from fabric.contracts.secret import Secrets
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    return Storage(tmp_path / "files")
+    return Storage(tmp_path / "files", Seals(Secrets(["s" * 32])))
 
 
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
+
+
+def read(storage: Storage, file_id: str) -> bytes:
+    with storage.open(file_id) as file:
+        return file.read()
 
 
 def names(storage: Storage) -> list[str]:
@@ -53,7 +60,7 @@ def test_a_draft_is_there_when_it_is_published(storage: Storage) -> None:
         draft.to_disk()
         assert not storage.location(file_id).exists()
         draft.publish()
-        assert storage.location(file_id).read_bytes() == b"new"
+        assert read(storage, file_id) == b"new"
     assert names(storage) == [file_id]
 
 
@@ -63,7 +70,7 @@ def test_a_draft_that_isnt_published_never_was(storage: Storage) -> None:
         file.write(b"old")
     with storage.draft(file_id) as draft:
         draft.file.write(b"new")
-    assert storage.location(file_id).read_bytes() == b"old"
+    assert read(storage, file_id) == b"old"
     assert names(storage) == [file_id]
 
 

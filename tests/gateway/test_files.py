@@ -15,7 +15,9 @@ import openai
 import psutil
 import pytest
 
+from fabric.batches.storage import Storage
 from fabric.contracts.ids import new_id
+from fabric.contracts.sealed import Seals
 from fabric.ledger import files
 from fabric.ledger.files import File
 
@@ -140,6 +142,20 @@ class TestContent:
         assert answer.headers["content-length"] == str(len(content))
         assert answer.headers["content-type"] == "application/octet-stream"
 
+    def test_it_isnt_readable_on_the_disk(self, http: httpx.Client, gateway: Served) -> None:
+        file_id = upload(http, LINE + b"canary-4711\n").json()["id"]
+        lying = (gateway.settings.files_dir / file_id).read_bytes()
+        assert b"canary-4711" not in lying
+        assert LINE[:20] not in lying
+
+    @pytest.mark.parametrize("harm", [lambda data: data[:-1], lambda data: b"{}\n" * 100, lambda data: b""])
+    def test_bytes_that_arent_what_came(self, http: httpx.Client, gateway: Served, harm: Any) -> None:
+        file_id = upload(http).json()["id"]
+        path = gateway.settings.files_dir / file_id
+        path.write_bytes(harm(path.read_bytes()))
+        refused = http.get(f"/v1/files/{file_id}/content")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (500, "broken_seal")
+
     def test_bytes_that_are_gone(self, http: httpx.Client, gateway: Served) -> None:
         file_id = upload(http).json()["id"]
         (Path(gateway.settings.files_dir) / file_id).unlink()
@@ -217,7 +233,8 @@ def _stored(gateway: Served, tenant: str = "default", purpose: str = "batch") ->
     """A file that no upload made."""
     file = File(new_id("file"), tenant, purpose, "x", len(LINE), 1, "", time.time_ns() // 1_000_000)
     gateway.ledger.write(files.create, replace(file, path=file.id))
-    (gateway.settings.files_dir / file.id).write_bytes(LINE)
+    with Storage(gateway.settings.files_dir, Seals(gateway.settings.secrets)).writing(file.id) as sealed:
+        sealed.write(LINE)
     return file.id
 
 

@@ -12,6 +12,8 @@ import pytest
 from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.sealed import Seals
+from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch, NewBatch
 from fabric.ledger.lines import EndedLine, NewLine
@@ -108,4 +110,4 @@ def ended(store: Store, ledger: Ledger) -> Ended:
 
 @pytest.fixture
 def recorder(store: Store, ledger: Ledger) -> Recorder:
-    return Recorder(store, ledger, takeover_ms=0)
+    return Recorder(store, ledger, Seals(Secrets(["s" * 32])), takeover_ms=0)

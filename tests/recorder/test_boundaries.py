@@ -10,6 +10,8 @@ from fabric.cli import boundaries
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.sealed import Seals
+from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger
 from fabric.recorder import Recorder
 from fabric.routing import decide, policy_hash, refusal
@@ -54,7 +56,9 @@ def rejected(store: Store, ledger: Ledger, notebook: Notebook, error: ErrorInfo 
     told = error or refusal(spec, decision, CATALOG)
     store(transitions.reject([Rejection(spec.id, JobState.FAILED, told, decision.dump())]))
     trail = cast(Trail, notebook)
-    Recorder(store, ledger, ended=lambda completion: boundaries.note_blocked(trail, completion)).step()
+    Recorder(
+        store, ledger, Seals(Secrets(["s" * 32])), ended=lambda completion: boundaries.note_blocked(trail, completion)
+    ).step()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 from fabric import recorder as module
 from fabric.contracts.errors import EngineError, Unavailable
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.sealed import Seals, of_line
+from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger, costs, usage
 from fabric.ledger.costs import Filter
 from fabric.recorder import BAD, GROUP, Recorder
@@ -19,6 +21,9 @@ from fabric.store.transitions import Dispatch, Failure, NewJob, Outcome
 
 if TYPE_CHECKING:
     from tests.recorder.conftest import Ended
+
+
+SEALS = Seals(Secrets(["s" * 32]))
 
 
 def drain(recorder: Recorder) -> int:
@@ -82,7 +87,7 @@ class TestLines:
         drain(recorder)
         (line,) = ended.outcomes()
         assert line.response is not None
-        told = orjson.loads(line.response)
+        told = orjson.loads(SEALS.open(line.response, of_line("batch_1", line.line_no)))
         assert (line.state, told["custom_id"], told["error"]) == ("completed", "c1", None)
         assert told["response"]["request_id"] == job
         assert told["response"]["body"]["choices"] == [{"index": 0}]
@@ -121,7 +126,7 @@ class TestLines:
 
     def test_the_batch_service_is_called_once_per_round(self, ended: Ended, store: Store, ledger: Ledger) -> None:
         calls: list[int] = []
-        recorder = Recorder(store, ledger, recorded=lambda: calls.append(1))
+        recorder = Recorder(store, ledger, SEALS, recorded=lambda: calls.append(1))
         ended.batch(3)
         ended.job()
         drain(recorder)
@@ -137,7 +142,7 @@ class TestCrashes:
         ended.batch(3)
         for number in (1, 2, 3):
             ended.line(number)
-        dead = Recorder(store, recorder._ledger)
+        dead = Recorder(store, recorder._ledger, SEALS)
         assert len(dead._read(1)) == 3
         assert drain(recorder) == 3
         assert ended.found().completed == 3
@@ -145,7 +150,7 @@ class TestCrashes:
     def test_killed_after_the_commit(self, ended: Ended, recorder: Recorder, store: Store, ledger: Ledger) -> None:
         ended.batch(2)
         jobs = [ended.line(1), ended.line(2, JobState.FAILED)]
-        dead = Recorder(store, ledger)
+        dead = Recorder(store, ledger, SEALS)
         dead._write(dead._read(1))
         assert drain(recorder) == 2
         assert (ended.found().completed, ended.found().failed) == (1, 1)
@@ -158,7 +163,7 @@ class TestCrashes:
     ) -> None:
         for _ in range(3):
             ended.job(tags=("a",))
-        dead = Recorder(store, ledger)
+        dead = Recorder(store, ledger, SEALS)
         dead._write(dead._read(1))
         ended.job(tags=("a",))
         assert drain(recorder) == 4
@@ -207,7 +212,7 @@ class TestCrashes:
     def test_one_that_leaves_is_forgotten_unless_it_holds_something(
         self, ended: Ended, store: Store, ledger: Ledger
     ) -> None:
-        tidy, holding = Recorder(store, ledger), Recorder(store, ledger)
+        tidy, holding = Recorder(store, ledger, SEALS), Recorder(store, ledger, SEALS)
         ended.job()
         tidy.step()
         ended.job()
@@ -223,7 +228,7 @@ class TestCrashes:
         self, ended: Ended, store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "_FORGET_READER_MS", -1)
-        dead, holding, live = (Recorder(store, ledger) for _ in range(3))
+        dead, holding, live = (Recorder(store, ledger, SEALS) for _ in range(3))
         dead.step()
         ended.job()
         holding._read(1)
@@ -235,7 +240,7 @@ class TestCrashes:
         ended.batch(40)
         for number in range(1, 41):
             ended.line(number)
-        one, two = Recorder(store, ledger), Recorder(store, ledger)
+        one, two = Recorder(store, ledger, SEALS), Recorder(store, ledger, SEALS)
         counts = [one.step(), two.step(), one.step(), two.step()]
         assert sum(counts) == 40
         assert all(counts[:2])
