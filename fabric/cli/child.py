@@ -26,12 +26,14 @@ _LAST_WORDS_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """``grace_s``: from SIGTERM to SIGKILL. ``fds`` stay open in the program under their numbers."""
+    """``grace_s``: from SIGTERM to SIGKILL. ``fds`` stay open in the program under their numbers. ``withheld``:
+    environment variables that it isn't given."""
 
     name: str
     command: tuple[str, ...]
     grace_s: float = 10.0
     fds: tuple[int, ...] = ()
+    withheld: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
-                env=dict(self._environ),
+                env={name: value for name, value in self._environ.items() if name not in self.program.withheld},
                 pass_fds=self.program.fds,
                 # Ctrl-C on the terminal is for the supervisor alone; it stops the rest in order.
                 start_new_session=True,

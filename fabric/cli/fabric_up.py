@@ -29,13 +29,17 @@ from fabric.store.embedded import server_command
 
 #: How the processes are called: this very code, whatever lies in the working directory.
 _FABRIC = (sys.executable, "-P", "-m", "fabric.cli")
+#: Those that hash keys, and seal: the others need no secret.
+_WITH_SECRET = ("api", "recorder")
+_FABRICS_OWN = "FABRIC_SECRET"
 #: Deaths in a row at the start after which the embedded store counts as broken.
 _STORE_TRIES = 3
 _LOOK_S = 0.1
 
 
 class FabricUp:
-    """One run. ``environ`` is what the processes get; it must lead them to the same settings."""
+    """One run. ``environ`` is what the processes get, each without the secrets that are others'; it must lead them to
+    the same settings."""
 
     def __init__(
         self,
@@ -89,7 +93,9 @@ class FabricUp:
         folder = self._settings.data_dir / "valkey"
         folder.mkdir(mode=0o700, exist_ok=True)
         # Valkey writes its data at every change; what it does on SIGTERM takes milliseconds.
-        child = self._supervisor.start(Program("valkey", tuple(server_command(path, folder)), grace_s=30))
+        child = self._supervisor.start(
+            Program("valkey", tuple(server_command(path, folder)), grace_s=30, withheld=self._withheld("valkey"))
+        )
         answering = asyncio.create_task(embedded.ready(path))
         try:
             while not answering.done():
@@ -110,7 +116,15 @@ class FabricUp:
 
     def _program(self, *arguments: str, name: str = "", fds: tuple[int, ...] = ()) -> Program:
         # A little more than the process gives itself, so that it can say what it left behind.
-        return Program(name or arguments[0], (*self._command, *arguments), grace_s=self._settings.drain_s + 5, fds=fds)
+        grace_s, withheld = self._settings.drain_s + 5, self._withheld(*arguments)
+        return Program(name or arguments[0], (*self._command, *arguments), grace_s, fds, withheld)
+
+    def _withheld(self, program: str, tier: str = "", *_: str) -> frozenset[str]:
+        """Secrets of the environment that aren't this program's: the fabric's own, and keys of other tiers' places."""
+        places = [place for model in self._settings.catalog.models for place in model.deployments if place.api_key_env]
+        own = {place.api_key_env for place in places if program == "worker" and place.tier == tier}
+        others = {place.api_key_env for place in places if place.api_key_env} - own
+        return frozenset(others if program in _WITH_SECRET else {*others, _FABRICS_OWN})
 
     async def _unless_stopped(self, work: Awaitable[Any]) -> None:
         """Waits for ``work``, or for the end of the run. Raises what ``work`` or a failed program raises."""

@@ -76,6 +76,15 @@ except FabricError as error:
     sys.exit(78)
 """
 
+WITH_KEYS = """
+models:
+  - name: small
+    deployments:
+      - {name: here, engine: mock, tier: cpu}
+      - {name: rack, engine: vllm, tier: gpu, base_url: "http://127.0.0.1:9", api_key_env: GPU_KEY}
+      - {name: there, engine: openai, tier: cloud, region: us, api_key_env: CLOUD_KEY}
+"""
+
 
 @dataclass
 class Up:
@@ -255,6 +264,29 @@ def test_a_deep_data_directory_has_its_socket_elsewhere_while_it_runs(up: Up) ->
     assert socket.parent.stat().st_mode & 0o777 == 0o700
     assert up.end(signal.SIGTERM)[0] == 0
     assert not socket.parent.exists()
+
+
+def test_each_process_gets_the_secrets_that_it_needs_and_no_others(up: Up) -> None:
+    secrets = {"FABRIC_SECRET": "canary-" * 6, "CLOUD_KEY": "canary-cloud", "GPU_KEY": "canary-gpu"}
+    config = up.folder / "fabric.yaml"
+    config.write_text(WITH_KEYS)
+    up.environ |= {**secrets, "FABRIC_CONFIG": str(config)}
+    up.start().ready()
+    held = {}
+    for name, pid in up.pids().items():
+        environ = psutil.Process(pid).environ()
+        # Valkey writes its title over its environment.
+        assert name == "valkey" or environ["STAND_IN"] == str(up.folder)
+        held[name] = {variable for variable in secrets if any(secrets[variable] in text for text in environ.values())}
+    assert held == {
+        "valkey": set(),
+        "scheduler": set(),
+        "recorder": {"FABRIC_SECRET"},
+        "worker-cpu": set(),
+        "worker-gpu": {"GPU_KEY"},
+        "worker-cloud": {"CLOUD_KEY"},
+        "api": {"FABRIC_SECRET"},
+    }
 
 
 def test_an_outside_store_is_not_started_here(up: Up) -> None:
