@@ -120,11 +120,15 @@ class FabricUp:
         return Program(name or arguments[0], (*self._command, *arguments), grace_s, fds, withheld)
 
     def _withheld(self, program: str, tier: str = "", *_: str) -> frozenset[str]:
-        """Secrets of the environment that aren't this program's: the fabric's own, and keys of other tiers' places."""
-        places = [place for model in self._settings.catalog.models for place in model.deployments if place.api_key_env]
-        own = {place.api_key_env for place in places if program == "worker" and place.tier == tier}
-        others = {place.api_key_env for place in places if place.api_key_env} - own
-        return frozenset(others if program in _WITH_SECRET else {*others, _FABRICS_OWN})
+        """Secrets of the environment that aren't this program's: the fabric's own, keys of other tiers' places, what
+        webhooks are signed with."""
+        places = [place for model in self._settings.catalog.models for place in model.deployments]
+        keys = {(place.tier, place.api_key_env) for place in places if place.api_key_env}
+        hooks = {hook.secret_env for hook in self._settings.webhooks}
+        own = {key for of, key in keys if program == "worker" and of == tier}
+        own |= hooks if program == "recorder" else set()
+        own |= {_FABRICS_OWN} if program in _WITH_SECRET else set()
+        return frozenset({_FABRICS_OWN, *hooks, *(key for _, key in keys)} - own)
 
     async def _unless_stopped(self, work: Awaitable[Any]) -> None:
         """Waits for ``work``, or for the end of the run. Raises what ``work`` or a failed program raises."""

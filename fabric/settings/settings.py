@@ -42,7 +42,7 @@ class Options(BaseModel):
     #: PEM files; both or none. With them the API speaks TLS and nothing else.
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    #: What API keys are hashed and the audit trail is sealed with; ``new,old`` while it is being changed.
+    #: What API keys are hashed, the audit trail and files of batches are sealed with; ``new,old`` while it changes.
     #: Without one, it is made and kept in the data directory. Never shown.
     secret: str | None = Field(None, repr=False)
     #: Everything that a run writes.

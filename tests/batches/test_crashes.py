@@ -203,6 +203,7 @@ def recorder_process(desk: Desk, tmp_path: Path) -> Iterator[Callable[[], subpro
         "FABRIC_REDIS_URL": desk.url,
         "FABRIC_DATABASE_URL": desk.database_url,
         "FABRIC_FILES_DIR": str(desk.storage.directory),
+        "FABRIC_SECRET": "s" * 32,  # as the desk's
         "FABRIC_DATA_DIR": str(tmp_path / "data"),
     }
     started: list[subprocess.Popen[bytes]] = []

@@ -83,6 +83,8 @@ models:
       - {name: here, engine: mock, tier: cpu}
       - {name: rack, engine: vllm, tier: gpu, base_url: "http://127.0.0.1:9", api_key_env: GPU_KEY}
       - {name: there, engine: openai, tier: cloud, region: us, api_key_env: CLOUD_KEY}
+webhooks:
+  - {name: ops, url: "https://ops.example", secret_env: HOOK_KEY, events: [batch.completed]}
 """
 
 
@@ -267,7 +269,12 @@ def test_a_deep_data_directory_has_its_socket_elsewhere_while_it_runs(up: Up) ->
 
 
 def test_each_process_gets_the_secrets_that_it_needs_and_no_others(up: Up) -> None:
-    secrets = {"FABRIC_SECRET": "canary-" * 6, "CLOUD_KEY": "canary-cloud", "GPU_KEY": "canary-gpu"}
+    secrets = {
+        "FABRIC_SECRET": "canary-" * 6,
+        "CLOUD_KEY": "canary-cloud",
+        "GPU_KEY": "canary-gpu",
+        "HOOK_KEY": "canary-hook",
+    }
     config = up.folder / "fabric.yaml"
     config.write_text(WITH_KEYS)
     up.environ |= {**secrets, "FABRIC_CONFIG": str(config)}
@@ -281,7 +288,7 @@ def test_each_process_gets_the_secrets_that_it_needs_and_no_others(up: Up) -> No
     assert held == {
         "valkey": set(),
         "scheduler": set(),
-        "recorder": {"FABRIC_SECRET"},
+        "recorder": {"FABRIC_SECRET", "HOOK_KEY"},
         "worker-cpu": set(),
         "worker-gpu": {"GPU_KEY"},
         "worker-cloud": {"CLOUD_KEY"},
