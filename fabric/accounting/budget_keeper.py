@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fabric.accounting.enlisting import enlist
@@ -33,7 +33,18 @@ _RECOUNT_MS = 60_000
 class BudgetKeeper:
     """Blocking; one thread."""
 
-    def __init__(self, store: Store, ledger: Ledger, catalog: Catalog, *, look_s: float = _LOOK_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        catalog: Catalog,
+        *,
+        look_s: float = _LOOK_S,
+        told: Callable[[Budget, Window, int], None] = lambda budget, window, used: None,
+    ) -> None:
+        """``told`` hears of soft budgets that are used up, and of the same window again after a restart."""
+        self._told = told
+        self._known: set[tuple[str, str]] = set()
         self._store = store
         self._ledger = ledger
         self._catalog = catalog
@@ -118,7 +129,11 @@ class BudgetKeeper:
         return [budget for key in self._keys.values() for budget in key.permissions.budgets(key.id)]
 
     def _tell(self, budget: Budget, window: Window, balance: Balance) -> None:
-        """Once in each window, whichever process sees it first."""
+        """Once in each window, whichever process sees it first. Who listens is told before, and by each process once:
+        so a crash in between is made good, and what hears of a window twice knows it again."""
+        if (budget.name, window.name) not in self._known:
+            self._told(budget, window, balance.reserved + balance.spent)
+            self._known.add((budget.name, window.name))
         if self._store(budgets.warn_once(budget, window, balance)):
             log.warning("the soft budget %s is used up in its window %s", budget.name, window.name)
 

@@ -188,7 +188,7 @@ def recorder(config: Path | None) -> None:
     from fabric.store import Store
     from fabric.tracing import job_spans, tracer
     from fabric.trail import Trail
-    from fabric.webhooks import Courier, announce, keys_of
+    from fabric.webhooks import Courier, announce, keys_of, tell_of_budgets
 
     courier_keys = keys_of(settings.webhooks, os.environ)
     spans = tracer(os.environ, "recorder")
@@ -217,7 +217,7 @@ def recorder(config: Path | None) -> None:
     )
     watch = Watch(settings, wait_s=_SCHEDULERS_FIRST_S)
     books = Bookkeeper(keeping, ledger, settings.catalog, retention_days=settings.usage_retention_days)
-    budgets = BudgetKeeper(budgeting, ledger, settings.catalog)
+    budgets = BudgetKeeper(budgeting, ledger, settings.catalog, told=tell_of_budgets(ledger, settings.webhooks))
     courier = Courier(ledger, settings.webhooks, courier_keys)
 
     def renewed() -> Catalog | None:

@@ -1,4 +1,4 @@
-"""Webhooks: who is told that a job or a batch has ended, and what they are told. Values only.
+"""Webhooks: who is told that a job or a batch has ended or a budget is used up, and what they are told. Values only.
 
 An event never holds a prompt or an answer: whoever gets it asks for these with a key of their own.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from fabric.contracts.budget import NANO, Budget, Window
 from fabric.contracts.completion import Completion
 from fabric.contracts.ids import derived_id
 from fabric.contracts.job import JobState
@@ -27,6 +28,7 @@ EventType = Literal[
     "batch.failed",
     "batch.expired",
     "batch.cancelled",
+    "budget.exceeded",
 ]
 _Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/@]+(/\S*)?$", max_length=2048)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -119,6 +121,24 @@ def batch_event(batch_id: str, status: str, tenant: str, ended_ms: int, counts: 
     data = {"id": batch_id, "object": "batch", "status": status, "tenant": tenant, "request_counts": counts}
     kind: Any = f"batch.{status}"
     return Event(derived_id("evt", batch_id, status), kind, tenant, batch_id, ended_ms, data)
+
+
+def budget_event(budget: Budget, window: Window, used: int, at_ms: int) -> Event:
+    """A soft budget's window is used up. ``used``: spent and reserved, in the budget's own unit. A budget that is no
+    tenant's is told to those who hear of all tenants."""
+    scale = NANO if budget.unit == "usd" else 1
+    data = {
+        "object": "budget",
+        "name": budget.name,
+        "tenant": budget.tenant,
+        "window_start_ms": window.start_ms,
+        "window_end_ms": window.end_ms,
+        "unit": budget.unit,
+        "limit": budget.limit / scale,
+        "used": used / scale,
+    }
+    event_id = derived_id("evt", "budget", budget.name, window.name)
+    return Event(event_id, "budget.exceeded", budget.tenant or "", budget.name, at_ms, data)
 
 
 def wanted(hooks: Sequence[Webhook], events: Iterable[Event]) -> list[tuple[str, Event]]:

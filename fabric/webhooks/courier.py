@@ -13,9 +13,10 @@ from typing import TypeVar
 import httpx
 from sqlalchemy import Connection
 
+from fabric.contracts.budget import Budget, Window
 from fabric.contracts.completion import Completion
 from fabric.contracts.errors import ConfigError, Unavailable
-from fabric.contracts.webhook import Webhook, job_event, wanted
+from fabric.contracts.webhook import Webhook, budget_event, job_event, wanted
 from fabric.ledger import Ledger, deliveries
 from fabric.ledger.deliveries import Delivery, Tried
 from fabric.webhooks import signature
@@ -73,6 +74,17 @@ def announce(hooks: Sequence[Webhook]) -> Callable[[Connection, Sequence[Complet
         deliveries.add(connection, wanted(hooks, events), _now_ms())
 
     return add
+
+
+def tell_of_budgets(ledger: Ledger, hooks: Sequence[Webhook]) -> Callable[[Budget, Window, int], None]:
+    """For who keeps the budgets: who is to be told that a soft one is used up is written down."""
+
+    def tell(budget: Budget, window: Window, used: int) -> None:
+        event = budget_event(budget, window, used, _now_ms())
+        if told := wanted(hooks, [event]):
+            ledger.write(deliveries.add, told, _now_ms())
+
+    return tell
 
 
 def next_try_ms(tries: int, created_ms: int, now_ms: int, chance: float) -> int | None:

@@ -12,6 +12,7 @@ import openai
 import orjson
 import pytest
 
+from fabric.contracts.budget import NANO, Budget, window_at
 from fabric.contracts.completion import Completion, EarlierAttempt
 from fabric.contracts.errors import ConfigError, EngineError, NotFound
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
@@ -19,7 +20,7 @@ from fabric.contracts.webhook import Webhook, job_event
 from fabric.ledger import Ledger, batches, deliveries
 from fabric.ledger.batches import NewBatch
 from fabric.ledger.deliveries import Delivery
-from fabric.webhooks import Courier, announce, keys_of
+from fabric.webhooks import Courier, announce, keys_of, tell_of_budgets
 from fabric.webhooks.courier import PATIENCE_MS, next_try_ms
 
 if TYPE_CHECKING:
@@ -117,6 +118,25 @@ def test_a_batch_that_has_ended_is_told_of(
     assert (event["type"], event["created_at"]) == ("batch.completed", 4)
     assert event["data"]["request_counts"] == {"total": 3, "completed": 0, "failed": 0}
     assert not ledger.read(deliveries.any_ended)
+
+
+def test_a_soft_budget_that_is_used_up_is_told_of_once(
+    ledger: Ledger, receiver: Receiver, hook: Webhook, courier: UnderWay
+) -> None:
+    wants = hook.model_copy(update={"events": ("budget.exceeded",), "tenants": ("acme",)})
+    tell_all = tell_of_budgets(ledger, [wants])
+    window = window_at("day", 1_790_000_000_000)
+    mine = Budget(name="mine", usd=2.0, window="day", tenant="acme", hard=False)
+    for _ in range(2):
+        tell_all(mine, window, 3 * NANO)
+    tell_all(mine.model_copy(update={"name": "all", "tenant": None}), window, 3 * NANO)
+    with courier(wants):
+        until(ledger, "delivered")
+    ((_, body),) = receiver.got
+    event = orjson.loads(body)
+    assert (event["type"], event["data"]["name"]) == ("budget.exceeded", "mine")
+    assert (event["data"]["unit"], event["data"]["limit"], event["data"]["used"]) == ("usd", 2.0, 3.0)
+    assert event["data"]["window_end_ms"] == window.end_ms
 
 
 def test_a_receiver_that_stumbles_is_tried_again_under_the_same_id(
