@@ -46,7 +46,7 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
     listen.guarded(settings, lambda: listen.any_keys(settings))
     import uvicorn
 
-    from fabric.gateway import GatewaySettings, create_app
+    from fabric.gateway import BoundedHttp, GatewaySettings, create_app
     from fabric.settings.secret import secrets_of
     from fabric.settings.watch import Watch
     from fabric.tracing import tracer
@@ -71,7 +71,7 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             log_config=None,
             access_log=False,

@@ -5,6 +5,7 @@ its own channel and answers. It holds nothing that a restart would lose but open
 """
 
 from fabric.gateway.app import create_app
+from fabric.gateway.bounded_http import BoundedHttp
 from fabric.gateway.settings import GatewaySettings
 
-__all__ = ["GatewaySettings", "create_app"]
+__all__ = ["BoundedHttp", "GatewaySettings", "create_app"]

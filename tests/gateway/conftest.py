@@ -28,7 +28,7 @@ from fabric.contracts.errors import Cancelled, EngineError, ErrorInfo, Unavailab
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.contracts.secret import Secrets
 from fabric.contracts.worker import WorkerInfo
-from fabric.gateway import GatewaySettings, create_app
+from fabric.gateway import BoundedHttp, GatewaySettings, create_app
 from fabric.gateway.gateway import Gateway
 from fabric.ledger import Ledger, upgrade
 from fabric.ledger.tables import metadata
@@ -304,7 +304,7 @@ def serving(settings: GatewaySettings, *, drain_s: int = 10) -> Iterator[Served]
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttp,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=drain_s,
