@@ -27,7 +27,7 @@ from fabric.contracts.terms import Tier as Tier
 DataPolicy = Literal["none", "no_training", "zero_retention"]
 #: From weaker to stronger.
 DATA_POLICIES: tuple[DataPolicy, ...] = ("none", "no_training", "zero_retention")
-Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "vision", "logprobs"]
+Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "grammar", "vision", "logprobs"]
 EngineName = Literal["llamacpp", "vllm", "openai", "anthropic", "mock", "openai_batch", "anthropic_batch"]
 
 

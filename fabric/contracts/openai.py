@@ -218,7 +218,16 @@ class JsonSchemaFormat(Shape):
     json_schema: NamedSchema
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+class GrammarFormat(Shape):
+    """A grammar in the engine's own notation: GBNF for llama.cpp."""
+
+    type: Literal["grammar"]
+    grammar: Annotated[str, Field(min_length=1, max_length=65_536)]
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat | GrammarFormat, Field(discriminator="type")
+]
 
 
 class StreamOptions(Shape):

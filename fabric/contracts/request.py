@@ -187,8 +187,11 @@ def _needs(endpoint: str, raw: dict[str, Any]) -> tuple[str, ...]:
     needs = [CAPABILITY[endpoint]]
     if raw.get("tools"):
         needs.append("tools")
-    if (raw.get("response_format") or {}).get("type") in ("json_schema", "json_object"):
+    wanted = (raw.get("response_format") or {}).get("type")
+    if wanted in ("json_schema", "json_object"):
         needs.append("json_schema")
+    elif wanted == "grammar":
+        needs.append("grammar")
     if any(not isinstance(text, str) for text in _chat_parts(raw)):
         needs.append("vision")
     if raw.get("logprobs") not in (None, False):

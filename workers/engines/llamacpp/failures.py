@@ -19,7 +19,7 @@ _REFUSALS: tuple[tuple[str, str, str], ...] = (
     ),
     ("chat template", "messages", "The model's chat template refuses these messages."),
     ("JSON schema", "response_format", "llama.cpp can't make a grammar of this JSON schema."),
-    ("grammar", "response_format", "llama.cpp can't make a grammar of this JSON schema."),
+    ("grammar", "response_format", "llama.cpp can't read this grammar, or make one of this JSON schema."),
     ("samplers", "response_format", "llama.cpp can't hold this model's answers to a grammar."),
 )
 _FIELD = re.compile(r"^Field '(\w{1,40})'")

@@ -188,7 +188,9 @@ def _format(body: dict[str, Any]) -> dict[str, Any]:
     if wanted["type"] == "text":
         return {}
     if body.get("tools") and body.get("tool_choice") != "none":
-        raise EngineRejected("llama.cpp can't have both `tools` and a JSON `response_format`.", param="response_format")
+        raise EngineRejected("llama.cpp can't have both `tools` and a `response_format`.", param="response_format")
+    if wanted["type"] == "grammar":
+        return {"grammar": wanted["grammar"]}
     schema = wanted["json_schema"].get("schema") if wanted["type"] == "json_schema" else None
     if not schema:
         return {"response_format": {"type": "json_object"}}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from fabric.contracts.errors import EngineRejected
 
 if TYPE_CHECKING:
     from conftest import Caller
@@ -244,6 +247,21 @@ async def test_a_json_schema_is_kept_to(tiny: Caller, stream: bool) -> None:
             and answer["colour"] in ("red", "green")
             and answer["ripe"] in (True, False)
         )
+
+
+@STREAMED
+async def test_a_grammar_is_kept_to(tiny: Caller, stream: bool) -> None:
+    grammar = 'root ::= ("yes" | "no") ", " [0-9] [0-9]'
+    for seed in range(3):
+        format_ = {"type": "grammar", "grammar": grammar}
+        asked = await tiny.chat(response_format=format_, seed=seed, max_tokens=50, stream=stream, **WILD)
+        assert re.fullmatch(r"(yes|no), [0-9]{2}", asked.texts[0])
+
+
+async def test_a_grammar_that_is_none_is_refused(tiny: Caller) -> None:
+    with pytest.raises(EngineRejected) as refused:
+        await tiny.chat(response_format={"type": "grammar", "grammar": "root ::= (("}, max_tokens=5)
+    assert refused.value.info.param == "response_format"
 
 
 @pytest.mark.parametrize(
