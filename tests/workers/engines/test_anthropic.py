@@ -8,7 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
+from anthropic.types import Message, RawMessageStreamEvent
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import TypeAdapter
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import (
@@ -334,3 +336,11 @@ async def test_what_is_wrong_is_named(more: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         await AnthropicEngine(deployment("https://localhost/v1", **more)).start()
     assert named in str(caught.value)
+
+
+def test_what_is_played_here_is_what_the_official_sdk_reads() -> None:
+    Message.model_validate(MESSAGE)
+    events: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+    for event in STREAM:
+        if event["type"] != "ping":
+            events.validate_python(event)

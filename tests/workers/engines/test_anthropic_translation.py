@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -19,6 +20,8 @@ from workers.engines.anthropic_answer import MessageFold, usage_of, whole_answer
 from workers.engines.anthropic_request import message_body
 from workers.engines.asking import ErrorEvent, NotTheProtocol
 
+#: The official SDK's own idea of a request.
+MESSAGE_REQUEST: TypeAdapter[Any] = TypeAdapter(MessageCreateParamsNonStreaming)
 #: Examples may take long on a busy machine.
 PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 PIXEL = "iVBORw0KGgo="
@@ -30,7 +33,9 @@ USER = {"role": "user", "content": "Hi"}
 def translated(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
     body = {"messages": list(messages or (USER,)), **fields}
     ChatCompletionRequest.model_validate({"model": "m", **body})  # only what the fabric lets through
-    return message_body(body, "claude", max_tokens=4096)
+    sent = message_body(body, "claude", max_tokens=4096)
+    MESSAGE_REQUEST.validate_python(sent)
+    return sent
 
 
 def text(value: str) -> dict[str, str]:
