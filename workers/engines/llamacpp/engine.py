@@ -236,6 +236,9 @@ class LlamaCppEngine(Engine):
                 clock.first_token()
         if usage := chunk.get("usage"):
             assembly.count(ask.prompt, usage)
+        if timings := chunk.get("timings"):
+            # Without it, a pace that was slow once would keep all answers streamed, which keeps it slow.
+            self._pace.learn(timings)
 
     async def _embed(self, request: Request) -> Answer:
         data: list[dict[str, Any]] = []
@@ -340,7 +343,7 @@ def _groups(texts: list[str | list[int]]) -> Iterator[list[str | list[int]]]:
 
 
 class Pace:
-    """How fast whole answers come at present, from llama.cpp's own timings. Times in seconds."""
+    """How fast answers come at present, from llama.cpp's own timings. Times in seconds."""
 
     def __init__(self) -> None:
         self._per_token = self._per_prompt_token = float("inf")

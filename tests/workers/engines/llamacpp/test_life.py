@@ -231,3 +231,17 @@ async def test_only_this_user_can_reach_it(start: Start, sockets: Path) -> None:
         assert folder.stat().st_mode & 0o077 == 0
         listening = children()[0].net_connections("inet")
         assert not listening
+
+
+async def test_a_pace_that_was_slow_once_is_learned_anew_from_streams(start: Start) -> None:
+    """Answers that are expected to take long are streamed: if only whole ones taught, that would never end."""
+    async with start() as engine:
+        slow = {"predicted_n": 100, "predicted_per_token_ms": 60_000, "prompt_n": 100, "prompt_per_token_ms": 60_000}
+        for _ in range(50):
+            engine._pace.learn(slow)
+        before = engine._pace.expected_s(0, 10)
+        asked = {"messages": [{"role": "user", "content": "What is a river?"}], "max_tokens": 8}
+        for number in range(30):
+            request = Request(f"job_{number}", "/v1/chat/completions", dict(asked), stream=True)
+            await engine.run(request, lambda chunk: None)
+        assert engine._pace.expected_s(0, 10) < before / 100
