@@ -27,17 +27,20 @@ from fabric.routing import (
     DeploymentState,
     Moment,
     World,
+    budgets,
     decide,
     expected_output,
     places_tag,
     policy_hash,
     policy_text,
+    reads_budgets,
     rulebook,
     shape,
     waits_for,
     world_of,
 )
 from fabric.store import Store, policies, reads, transitions
+from fabric.store.budgets import balances
 from fabric.store.transitions import FULL, Dispatch, Rejection, Taken
 from scheduler.endings import ending
 from scheduler.fair_share import FairShare
@@ -80,6 +83,7 @@ class Loop:
         self._hash = policy_hash(catalog)
         self._kept = False
         self._fair.weigh(catalog.tenant_weights)
+        self._reads_budgets = reads_budgets(catalog, self._hash)
         self._hedging = any(policy.hedge for policy in catalog.by_policy.values())
 
     def round(self) -> int:
@@ -102,6 +106,7 @@ class Loop:
             now_ms=now_ms,
             breakers=room.breakers,
             filled=room.filled,
+            budgets=self._used_budgets(now_ms),
         )
         tag = places_tag(self._catalog, self._hash, now_ms)
         takes = drain(room.dead) + share_out(room.lanes, world, self._catalog, tag, now_ms, self._fair)
@@ -110,6 +115,13 @@ class Loop:
         # First, so that jobs don't collect attempts that never left this process.
         self._sender.connect()
         return self._place(self._store(transitions.take(takes)), world, tag)
+
+    def _used_budgets(self, now_ms: int) -> dict[str, float]:
+        """Empty where no rule reads it."""
+        if not self._reads_budgets:
+            return {}
+        found = self._store(balances(budgets.windows(self._catalog, now_ms)))
+        return budgets.used(self._catalog, [b.spent + b.reserved if b else 0 for b in found])
 
     def _learned(self) -> Experience:
         if time.monotonic() >= self._read_again_s:

@@ -38,10 +38,13 @@ NAMES: Mapping[str, cel.Type] = {
     "hour": _INT,
     "time": _STRING,
     "weekday": _STRING,
+    "budget_used": _DOUBLE,
 } | {f"load.{tier}": _DOUBLE for tier in TIERS}
 #: Those that change by themselves.
 CLOCK = frozenset({"hour", "time", "weekday"})
 LOADS = frozenset(f"load.{tier}" for tier in TIERS)
+#: Known only when a job is placed.
+AT_PLACING = LOADS | {"budget_used"}
 #: Characters of an expression's complaint that are shown.
 _SHOWN = 200
 

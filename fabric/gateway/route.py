@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from fabric.contracts.decision import Decision, Elimination
 from fabric.contracts.errors import InvalidRequest
-from fabric.contracts.experience import Experience
 from fabric.contracts.job import Endpoint, JobSpec, Priority
 from fabric.contracts.openai import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from fabric.contracts.request import InferenceRequest, json_object
@@ -20,14 +19,13 @@ from fabric.gateway.body import read_body
 from fabric.gateway.caller import Caller, Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.jobs import JobRequest, parse_job
-from fabric.gateway.outlook import world_now
+from fabric.gateway.outlook import used_budgets, world_now
 from fabric.gateway.parameters import NoParameters
 from fabric.gateway.responses import Json
 from fabric.gateway.screening import screened_spec
 from fabric.gateway.submission import parsed
 from fabric.routing import Denied, World, admit, decide, refusal, too_near, waits_for
 from fabric.store import reads, transitions
-from fabric.store.transitions import Room
 
 router = APIRouter(tags=["jobs"], responses=describe.ERRORS, default_response_class=Json)
 
@@ -63,8 +61,7 @@ async def route(request: Request, caller: Identified, gateway: Here, _: NoParame
     )
     spec = await screened_spec(spec, asked, gateway.catalog)
     spec = with_headers(spec, request.headers, gateway.catalog)
-    room, experience = await asyncio.gather(gateway.ask(transitions.room()), gateway.ask(reads.experience()))
-    return Json(route_object(spec, gateway, world(room, experience, gateway)))
+    return Json(route_object(spec, gateway, await world(gateway)))
 
 
 def _parsed(raw: dict[str, Any], gateway: Gateway, caller: Caller) -> tuple[InferenceRequest, Priority]:
@@ -81,9 +78,10 @@ def _parsed(raw: dict[str, Any], gateway: Gateway, caller: Caller) -> tuple[Infe
     return parsed(endpoint, raw, gateway.catalog, caller, gateway.trail), "interactive"
 
 
-def world(room: Room, experience: Experience, gateway: Gateway) -> World:
-    """As it is for a job that comes now and lines up behind those that wait."""
-    return world_now(room, experience, gateway.catalog)
+async def world(gateway: Gateway) -> World:
+    """As it is for a job that comes now and lines up behind those that wait. Raises ``Unavailable``."""
+    room, experience = await asyncio.gather(gateway.ask(transitions.room()), gateway.ask(reads.experience()))
+    return world_now(room, experience, gateway.catalog, await used_budgets(gateway))
 
 
 def route_object(spec: JobSpec, gateway: Gateway, world: World) -> dict[str, Any]:

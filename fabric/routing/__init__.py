@@ -14,7 +14,7 @@ from fabric.routing.lateness import too_near
 from fabric.routing.plan import decide, policy_hash, policy_text, shape
 from fabric.routing.reach import unreachable
 from fabric.routing.refusal import refusal
-from fabric.routing.rules import NO_PLACING, Moment, places_tag, rulebook
+from fabric.routing.rules import NO_PLACING, Moment, places_tag, reads_budgets, rulebook
 from fabric.routing.tried import end_of_chain, waits_for
 from fabric.routing.world import DeploymentState, World, world_of
 
@@ -34,6 +34,7 @@ __all__ = [
     "places_tag",
     "policy_hash",
     "policy_text",
+    "reads_budgets",
     "refusal",
     "rulebook",
     "shape",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from fabric.contracts.budget import NANO, Budget, period_of, window_at
@@ -73,6 +73,16 @@ def _places(spec: JobSpec, catalog: Catalog) -> list[Deployment]:
     model = catalog.by_model.get(spec.model)
     rule = catalog.privacy.of(spec.privacy)
     return [d for d in (model.deployments if model else ()) if check(spec, d, rule, NO_LIMITS) is None]
+
+
+def windows(catalog: Catalog, now_ms: int) -> list[tuple[str, str]]:
+    """Every budget's name, and the name of its window of now."""
+    return [(budget.name, window_at(budget.window, now_ms).name) for budget in catalog.budgets]
+
+
+def used(catalog: Catalog, taken: Iterable[int]) -> dict[str, float]:
+    """Budget -> share of its window that is ``taken`` (spent or reserved, in the budget's own whole units)."""
+    return {b.name: amount / b.limit if b.limit else 1.0 for b, amount in zip(catalog.budgets, taken, strict=True)}
 
 
 def _worst(spec: JobSpec, places: Sequence[Deployment]) -> float:

@@ -149,12 +149,25 @@ class Moment:
         of_the_job = _OF_THE_JOB.get(name)
         if of_the_job is not None:
             return of_the_job(spec)
+        if name == "budget_used":
+            return self._budget_used(spec)
         header = self._book.headers.get(name)
         if header is not None:
             return next((value for known, value in spec.headers if known == header), "")
         if self._clock is None:
             self._clock = {**_clock(self._book.zone, self._world.now_ms), **_loads(self._book.catalog, self._world)}
         return self._clock[name]
+
+    def _budget_used(self, spec: JobSpec) -> float:
+        """Of the job's budgets the one that is used up most; 0 without any."""
+        shares = self._world.budgets
+        return max((shares.get(b.name, 0.0) for b in self._book.catalog.budgets if b.covers(spec)), default=0.0)
+
+
+def reads_budgets(catalog: Catalog, hash_: str) -> bool:
+    """Whether ``World.budgets`` has to be known."""
+    book = rulebook(catalog, hash_)
+    return book is not None and "budget_used" in book.placing_reads
 
 
 def _reads(rules: Sequence[Compiled]) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ class World:
     waiting: Mapping[tuple[str, Priority], int] = field(default_factory=dict)
     #: Models of which jobs wait that let interactive ones go first: so what is sent there is mostly such jobs.
     filled: frozenset[str] = frozenset()
+    #: Budget -> share of its window that is spent or reserved; read only where rules read it.
+    budgets: Mapping[str, float] = field(default_factory=dict)
     #: Privacy rules of earlier catalogues, by hash, for the jobs that were accepted under them.
     walls: Mapping[str, PrivacyRules] = field(default_factory=dict)
 
@@ -90,6 +92,7 @@ def world_of(
     waiting: Mapping[tuple[str, Priority], int] | None = None,
     breakers: Mapping[str, OpenBreaker] | None = None,
     filled: Iterable[str] = (),
+    budgets: Mapping[str, float] | None = None,
 ) -> World:
     """What the heartbeats add up to. ``busy``: deployment -> jobs that were sent there and haven't ended;
     ``breakers``: those that aren't closed; ``filled``: models of which standard or batch jobs wait."""
@@ -118,4 +121,4 @@ def world_of(
         )
         for name, workers_there in count.items()
     }
-    return World(states, experience, now_ms, waiting or {}, frozenset(filled))
+    return World(states, experience, now_ms, waiting or {}, frozenset(filled), budgets or {})

@@ -26,17 +26,17 @@ def _wrong(rule: Rule, catalog: Catalog) -> Iterator[tuple[Location, str]]:
     yield from _names(rule, catalog)
     if rule.when is None:
         return
-    from fabric.contracts.condition import LOADS, Condition  # a library that costs nothing without rules
+    from fabric.contracts.condition import AT_PLACING, Condition  # a library that costs nothing without rules
 
     try:
         reads = Condition(rule.when, catalog.rule_headers).reads
     except ValueError as error:
         yield ("when",), str(error)
         return
-    if rule.at_the_door and (loads := LOADS.intersection(reads)):
+    if rule.at_the_door and (unknown := AT_PLACING.intersection(reads)):
         yield (
             ("when",),
-            f"`{min(loads)}` isn't known when a request comes: only rules that say where a job runs may read it",
+            f"`{min(unknown)}` isn't known when a request comes: only rules that say where a job runs may read it",
         )
     if rule.set and rule.set.priority and rule.at_placing and "priority" in reads:
         yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric.contracts.budget import NANO
 from fabric.contracts.catalog import PRIVACY_LABELS, TIERS, Catalog
 from fabric.contracts.decision import Decision
 from fabric.contracts.job import PRIORITIES, JobSpec
@@ -18,9 +20,11 @@ from fabric.routing import (
     Moment,
     World,
     admit,
+    budgets,
     decide,
     places_tag,
     policy_hash,
+    reads_budgets,
     rulebook,
     shape,
     unreachable,
@@ -335,3 +339,31 @@ class TestLaws:
             decided(job, catalog(*given_rules), seen),
         )
         assert plan(before) == [name for name in plan(after) if name != left_out]
+
+
+class TestBudgetUsed:
+    CATALOG = catalog(
+        {"when": "budget_used > 0.8", "require": {"tier": "cpu"}},
+        budgets=[{"name": "acme", "usd": 10, "tenant": "acme"}, {"name": "all", "usd": 100, "hard": False}],
+    )
+
+    @pytest.mark.parametrize(
+        ("tenant", "used", "home"),
+        [
+            ("acme", {"acme": 0.9, "all": 0.1}, True),
+            ("acme", {"acme": 0.1, "all": 0.9}, True),
+            ("other", {"acme": 0.9, "all": 0.1}, False),
+            ("acme", {"acme": 0.8}, False),
+            ("acme", {}, False),
+        ],
+    )
+    def test_is_that_of_the_budget_that_is_used_up_most(self, tenant: str, used: dict[str, float], home: bool) -> None:
+        decision = decided(spec(tenant=tenant), self.CATALOG, replace(world(), budgets=used))
+        assert (plan(decision) == ["cpu-1"]) is home
+
+    def test_shares_are_of_the_windows_of_now(self) -> None:
+        assert budgets.windows(self.CATALOG, NOW_MS) == [("acme", "2026-03"), ("all", "2026-03")]
+        assert budgets.used(self.CATALOG, [5 * NANO, 0]) == {"acme": 0.5, "all": 0.0}
+        assert reads_budgets(self.CATALOG, policy_hash(self.CATALOG))
+        plain = catalog({"when": "stream", "require": {"tier": "cpu"}})
+        assert not reads_budgets(plain, policy_hash(plain))

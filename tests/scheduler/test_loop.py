@@ -18,7 +18,8 @@ from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.message import Chunk
 from fabric.contracts.worker import WorkerInfo
 from fabric.routing import DeploymentState, decide, policy_hash, policy_text
-from fabric.store import Command, Store, policies, reads, transitions
+from fabric.store import Command, Store, budgets, policies, reads, transitions
+from fabric.store.budgets import Opening
 from fabric.store.transitions import NewJob
 from scheduler.loop import Loop, chunks
 
@@ -167,6 +168,24 @@ class TestRound:
         assert len(scene.sender.jobs) == 4
         assert [scene.state(job) for job in jobs].count(JobState.QUEUED) == 4
         assert scene.until_it_rests() == 0
+
+
+class TestBudgetsInRules:
+    def test_work_stays_home_when_its_budget_is_nearly_used_up(self, scene: Scene, store: Store) -> None:
+        scene.worker(m_cpu=4, m_cloud=4)
+        rule = {"when": "budget_used > 0.5", "require": {"tier": "cpu"}}
+        budget = {"name": "b", "usd": 1, "window": "total"}
+        scene.loop = scene.scheduler(
+            Catalog.model_validate(
+                {**CATALOG.model_dump(), "rules": [rule], "budgets": [budget], "default_policy": "cloud-first"}
+            )
+        )
+        (before,) = scene.accept()
+        scene.until_it_rests()
+        store(budgets.open_([Opening("b", "total", None, 600_000_000)]))
+        (after,) = scene.accept()
+        scene.until_it_rests()
+        assert scene.sender.jobs == {before: "m-cloud", after: "m-cpu"}
 
 
 class TestFairShares:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,6 @@ from fabric.gateway.gateway import Gateway
 from fabric.gateway.route import route_object, world
 from fabric.gateway.submission import parsed
 from fabric.routing.constraints import NO_LIMITS, check
-from fabric.store import reads, transitions
 
 _SHOWS = ("POST", "/v1/route")
 #: What an endpoint needs to be asked at all.
@@ -125,8 +123,7 @@ async def _route(gateway: Gateway, caller: Caller, request: Request, form: Form)
     if tokens is not None:
         spec = replace(spec, prompt_tokens=min(int(tokens), _TOKENS_LIMIT))
     spec = with_headers(spec, request.headers, gateway.catalog)
-    room, experience = await asyncio.gather(gateway.ask(transitions.room()), gateway.ask(reads.experience()))
-    return route_object(spec, gateway, world(room, experience, gateway))
+    return route_object(spec, gateway, await world(gateway))
 
 
 def _number(form: Form, name: str) -> float | None:
