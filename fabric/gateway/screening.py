@@ -24,7 +24,7 @@ async def screened(job: NewJob, request: InferenceRequest, catalog: Catalog, cal
     screen = screen_of(catalog)
     if screen.looks(job.spec.privacy):
         found = await _found(screen, job.spec, request)
-        _note(job.spec, found.spec, caller, trail)
+        _note(job.spec, found, caller, trail)
         job = replace(job, spec=found.spec, payload=found.payload, placeholders=found.placeholders)
     spec = job.spec
     if label_blocks(spec, catalog.by_model[spec.model].deployments, catalog.privacy.of(spec.privacy)):
@@ -44,7 +44,11 @@ async def _found(screen: Screen, spec: JobSpec, request: InferenceRequest) -> Sc
     return await asyncio.to_thread(screen.screened, spec, request)
 
 
-def _note(before: JobSpec, after: JobSpec, caller: Caller, trail: Trail) -> None:
+def _note(before: JobSpec, found: Screened, caller: Caller, trail: Trail) -> None:
+    after = found.spec
+    if found.placeholders:
+        detail: dict[str, object] = {"label": after.privacy, "entities": after.entities}
+        trail.note("request.redacted", caller.actor, tenant=caller.tenant, detail=detail)
     if after.privacy != before.privacy:
         detail = {"from": before.privacy, "to": after.privacy, "entities": after.entities}
         trail.note("label.raised", caller.actor, tenant=caller.tenant, detail=detail)

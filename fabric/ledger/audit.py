@@ -26,6 +26,7 @@ Action = Literal[
     "key.rotated",
     "label.raised",
     "request.blocked",
+    "request.redacted",
     "dead_letter.replayed",
     "dead_letter.dropped",
     "policy.changed",

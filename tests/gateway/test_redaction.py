@@ -16,6 +16,7 @@ import pytest
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision
 from fabric.contracts.job import JobState
+from fabric.ledger import audit
 from fabric.store import Store, transitions
 from fabric.store.transitions import Claimed, Dispatch, Outcome, Piece
 
@@ -206,6 +207,17 @@ class TestJobs:
         shown = web.get(f"/v1/jobs/{job_id}").json()
         assert shown["result"]["choices"][0]["message"]["content"] == TEXT
         assert (shown["privacy"], shown["redacted"], shown["entities"]) == ("confidential", True, ["card", "email"])
+
+    def test_that_something_was_redacted_is_written_down_and_what_is_not(
+        self, served: Served, cloud: Cloud, web: httpx.Client
+    ) -> None:
+        submit(web)
+        cloud.answer(cloud.next(), {"content": CLEAN})
+        served.inside.trail.flush()
+        with served.ledger.reading() as connection:
+            (row,) = [row.object() for row in audit.rows(connection) if row.action == "request.redacted"]
+        assert row["detail"] == {"label": "confidential", "entities": ["card", "email"]}
+        assert ADA not in str(row) and CARD not in str(row)
 
     def test_so_are_streams_put_together_and_events(self, cloud: Cloud, web: httpx.Client) -> None:
         job_id = submit(web, stream=True)
