@@ -102,7 +102,8 @@ class StreamRestorer:
                 self._held.clear()
             return body
         chunk = body[len(_TOKEN) : -1]
-        if not self._held and b"<" not in chunk and b"\\u003" not in chunk:
+        # A backslash may be the first piece of such an escape.
+        if not self._held and b"<" not in chunk and b"\\u003" not in chunk and b"\\\\" not in chunk:
             return body
         return _TOKEN + self.chunk(chunk) + b"}"
 

@@ -113,6 +113,14 @@ def test_arguments_of_functions_are_restored_as_json(values: Any, data: st.DataO
     assert orjson.loads(got) == {"values": values}
 
 
+@pytest.mark.parametrize("cut", range(1, 14))
+def test_an_escape_that_is_cut_anywhere_is_put_together(cut: int) -> None:
+    hidden = {"<EMAIL_1>": "ada@example.com"}
+    said = '["\\u003cEMAIL_1\\u003e"]'
+    calls = [{"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in (said[:cut], said[cut:])]
+    assert orjson.loads(streamed(calls, hidden)[1]) == ["ada@example.com"]
+
+
 def streamed(deltas: list[dict[str, Any]], hidden: dict[str, str], *, finish: bool = True) -> tuple[str, str]:
     """All that a reader gets: content and arguments."""
     restorer = StreamRestorer(Placeholders(hidden))

@@ -217,14 +217,7 @@ class VllmEngine(Engine):
                 continue
             first_token_s = load.first_token_s(before)
             goal_s = self._options.first_token_goal_s
-            self._slots = slots_for(
-                load,
-                self._configured,
-                before=before,
-                held=self._slots,
-                first_token_s=first_token_s,
-                goal_s=goal_s,
-            )
+            self._slots = slots_for(load, self._configured, first_token_s=first_token_s, goal_s=goal_s)
             before = load
 
     def _api(self, base_url: str, key: str | None) -> Api:

@@ -53,29 +53,15 @@ def parse_load(metrics: bytes) -> Load | None:
     return Load(int(sum(running)), int(sum(waiting)), kv, int(count), seconds)
 
 
-def slots_for(
-    load: Load,
-    configured: int,
-    *,
-    before: Load | None = None,
-    held: int | None = None,
-    first_token_s: float | None = None,
-    goal_s: float = float("inf"),
-) -> int:
-    """Requests that the server should hold: all ``configured`` while nothing waits in it, what it runs and a short
-    queue where more than that waits, and as many as until now (``held``) in between. Without the queue when its KV
-    cache is nearly full, or when first tokens come later than ``goal_s``. Never less than 1: an empty server starts.
-
-    ``before``: the look before. What came together waits for a moment and is no queue: less than a look.
-    """
+def slots_for(load: Load, configured: int, *, first_token_s: float | None = None, goal_s: float = float("inf")) -> int:
+    """Requests that the server should hold: all ``configured`` while nothing waits in it, else what it runs
+    and a short queue; without the queue when its KV cache is nearly full, or when first tokens come later than
+    ``goal_s``. Never less than 1: an empty server starts."""
     queue = int(load.running * _QUEUE) + 1
-    waiting = load.waiting if before is None else min(load.waiting, before.waiting)
     if load.kv_usage >= KV_FULL:
         wanted = load.running
-    elif waiting > queue or load.kv_usage >= KV_TIGHT:
+    elif load.waiting > 0 or load.kv_usage >= KV_TIGHT:
         wanted = load.running + queue
-    elif waiting > 0 and held is not None:
-        wanted = max(held, load.running + queue)
     else:
         wanted = configured
     if first_token_s is not None and first_token_s > goal_s:

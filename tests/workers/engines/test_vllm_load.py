@@ -79,15 +79,6 @@ def test_a_full_cache_gets_nothing_more(running: int, waiting: int, kv_usage: fl
     assert slots_for(Load(running, waiting, kv_usage), configured) <= running
 
 
-def test_what_waits_for_a_moment_is_no_queue() -> None:
-    burst, calm = Load(4, 60, 0.1), Load(60, 0, 0.1)
-    assert slots_for(burst, 64, before=calm, held=64) == 64
-    assert slots_for(burst, 64, before=burst, held=64) == 5
-    # Between none and a short queue it stays as it is, so that a full server isn't flooded again and again.
-    assert slots_for(Load(32, 5, 0.1), 512, before=Load(32, 9, 0.1), held=37) == 37
-    assert slots_for(Load(32, 0, 0.1), 512, before=Load(32, 5, 0.1), held=37) == 512
-
-
 def test_first_tokens_of_all_engines_are_added_up() -> None:
     name = b"vllm:time_to_first_token_seconds"
     more = b"".join(

@@ -163,10 +163,12 @@ async def test_slots_shrink_while_requests_wait_in_the_server(engine: VllmEngine
         return lengths
 
     tasks = [asyncio.create_task(keep_asking(bool(i % 2))) for i in range(64)]
-    async with asyncio.timeout(240):
-        while engine.slots > 16 + 3:  # what runs, an eighth, and one
-            await asyncio.sleep(0.05)
-    shrunk.set()
+    try:
+        async with asyncio.timeout(240):
+            while engine.slots > 16 + 3:  # what runs, an eighth, and one
+                await asyncio.sleep(0.05)
+    finally:
+        shrunk.set()  # or they would ask for ever
     assert set.union(*await asyncio.gather(*tasks)) == {200}
     async with asyncio.timeout(240):
         while engine.slots < 512:
