@@ -37,6 +37,7 @@ INFINITY = "inf"
 #: Of shares: |predicted - actual| / actual.
 ERROR_BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2, 5, 10)
 _BOUNDS: dict[Histogram, Sequence[float]] = {"stage": BOUNDS_S, "error": ERROR_BOUNDS}
+_BOUND_NAMES = {name: (*(f"{bound:g}" for bound in bounds), INFINITY) for name, bounds in _BOUNDS.items()}
 #: How long a minute's counts stay: what the console looks back on, and some more.
 _MINUTE_TTL_S = 1_200
 TOKEN_KINDS = ("input", "cached_input", "output", "reasoning")
@@ -113,9 +114,7 @@ def mispredicted(amounts: Amounts, what: str, tier: str, predicted_s: float, act
 
 
 def _observe(amounts: Amounts, histogram: Histogram, of: str, value: float) -> None:
-    bounds = _BOUNDS[histogram]
-    at = bisect_left(bounds, value)
-    amounts[f"{histogram} {of} {f'{bounds[at]:g}' if at < len(bounds) else INFINITY}"] += 1
+    amounts[f"{histogram} {of} {_BOUND_NAMES[histogram][bisect_left(_BOUNDS[histogram], value)]}"] += 1
     amounts[f"{histogram}_sum {of}"] += value
 
 
@@ -161,7 +160,7 @@ def summed(several: Iterable[Counts]) -> Counts:
 def buckets(counts: Counts, of: str, tier: str, histogram: Histogram = "stage") -> list[tuple[str, float]]:
     """(upper bound, observations at most so large): cumulative, as Prometheus has them."""
     below, cumulative = 0.0, []
-    for bound in (*(f"{bound:g}" for bound in _BOUNDS[histogram]), INFINITY):
+    for bound in _BOUND_NAMES[histogram]:
         below += counts.get((histogram, of, tier, bound), 0.0)
         cumulative.append((bound, below))
     return cumulative
