@@ -121,7 +121,7 @@ class Loop:
         if not self._reads_budgets:
             return {}
         found = self._store(balances(budgets.windows(self._catalog, now_ms)))
-        return budgets.used(self._catalog, [b.spent + b.reserved if b else 0 for b in found])
+        return budgets.used(self._catalog, [b.taken if b else 0 for b in found])
 
     def _learned(self) -> Experience:
         if time.monotonic() >= self._read_again_s:

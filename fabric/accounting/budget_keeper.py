@@ -81,7 +81,7 @@ class BudgetKeeper:
             return 0
         open_ = self._store(budgets.balances([(budget.name, window.name) for budget, window in wanted]))
         for (budget, window), balance in zip(wanted, open_, strict=True):
-            if balance is not None and not budget.hard and balance.reserved + balance.spent > budget.limit:
+            if balance is not None and not budget.hard and balance.taken > budget.limit:
                 self._tell(budget, window, balance)
         self._recount([pair for pair, balance in zip(wanted, open_, strict=True) if balance is not None], now_ms)
         missing = [pair for pair, balance in zip(wanted, open_, strict=True) if balance is None]
@@ -132,7 +132,7 @@ class BudgetKeeper:
         """Once in each window, whichever process sees it first. Who listens is told before, and by each process once:
         so a crash in between is made good, and what hears of a window twice knows it again."""
         if (budget.name, window.name) not in self._known:
-            self._told(budget, window, balance.reserved + balance.spent)
+            self._told(budget, window, balance.taken)
             self._known.add((budget.name, window.name))
         if self._store(budgets.warn_once(budget, window, balance)):
             log.warning("the soft budget %s is used up in its window %s", budget.name, window.name)

@@ -96,7 +96,7 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
     if unreadable := await gateway.ask(bad_messages.kept_count()):
         dead[MESSAGES] = unreadable
     used = {
-        budget.name: (balance.spent + balance.reserved) / budget.limit
+        budget.name: balance.taken / budget.limit
         for budget, balance in await balances(gateway, catalog.budgets)
         if budget.limit
     }

@@ -38,7 +38,7 @@ async def used_budgets(gateway: Gateway) -> Used:
     if not reads_budgets(catalog, gateway.policy_hash):
         return _NOTHING
     found = await gateway.ask(balances(budgets.windows(catalog, time.time_ns() // 1_000_000)))
-    return budgets.used(catalog, [b.spent + b.reserved if b else 0 for b in found])
+    return budgets.used(catalog, [b.taken if b else 0 for b in found])
 
 
 def world_now(

@@ -27,6 +27,10 @@ class Balance:
     reserved: Nano = 0
     spent: Nano = 0
 
+    @property
+    def taken(self) -> Nano:
+        return self.spent + self.reserved
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -82,7 +86,7 @@ def server() -> Command[str]:
 
 def warn_once(budget: Budget, window: Window, balance: Balance) -> Command[int]:
     """1 the first time for a window, else 0. It is counted, and an entry ``budget.soft_exceeded`` of ``NOTICES``."""
-    used = balance.reserved + balance.spent
+    used = balance.taken
     told: list[Argument] = [budget.name, window.name, budget.unit, budget.scope, budget.limit, used, _NOTICES_KEPT]
     return call("warn_once", told, int)
 
