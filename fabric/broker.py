@@ -85,7 +85,8 @@ def is_redis(broker_url: str) -> bool:
     return not broker_url.startswith(("amqp", "pyamqp"))
 
 
-def make_app(broker_url: str) -> Celery:
+def make_app(broker_url: str, *, tier: str = "") -> Celery:
+    """``tier``: of the worker that it is for."""
     app = Celery("fabric", broker=broker_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",
@@ -111,7 +112,7 @@ def make_app(broker_url: str) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_timeout=TIMEOUT_S,
         broker_heartbeat=10,
-        broker_transport_options=_transport_options(broker_url),
+        broker_transport_options=_transport_options(broker_url, tier),
         # A worker that was cut off comes back while RabbitMQ still believes in its old connection: an exclusive
         # queue of that one would be locked, and end the worker. Not transient: RabbitMQ 4 will have no such queues.
         control_queue_exclusive=False,
@@ -122,10 +123,14 @@ def make_app(broker_url: str) -> Celery:
     return app
 
 
-def _transport_options(broker_url: str) -> dict[str, Any]:
+def _transport_options(broker_url: str, tier: str) -> dict[str, Any]:
     if not is_redis(broker_url):
         return {"confirm_publish": True}
+    # What a worker has taken and not acknowledged is brought back by whichever worker finds it: of its own tier.
+    unacked = f"fabric.unacked.{tier}"
+    names = {"unacked_key": unacked, "unacked_index_key": f"{unacked}_index", "unacked_mutex_key": f"{unacked}_mutex"}
     return {
+        **(names if tier else {}),
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "health_check_interval": 25,
         "socket_connect_timeout": TIMEOUT_S,

@@ -49,7 +49,7 @@ def run(
     """
     runtime = Runtime(redis_url, tier, deployments, Wall(privacy or PrivacyRules(), renewed))
     runtime.start()
-    app = make_app(broker_url)
+    app = make_app(broker_url, tier=tier)
     app.conf.task_queues = [queue(d) for d in deployments]
     register(app, runtime)
 

@@ -35,6 +35,7 @@ _COMMANDS = {
     "status": ("status", "Show tiers, workers, slots and what waits."),
     "doctor": ("doctor", "Check that this machine and its configuration can work."),
     "keys": ("keys", "Make, list, rotate and revoke API keys."),
+    "security": ("security", "Give each role a user of its own in Redis and RabbitMQ."),
     "audit": ("audit", "Check and export the audit trail."),
     "verify": ("verify", "Check that a deployment's answers can be relied on."),
     "bench": ("bench", "Measure deployments, and compare with an earlier run."),

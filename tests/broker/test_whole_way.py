@@ -49,7 +49,7 @@ class Running:
 
     def unacknowledged(self, queue: str) -> int:
         if self.fabric.rabbitmq is None:
-            return int(self.redis.hlen("unacked"))
+            return int(self.redis.hlen("fabric.unacked.cpu"))
         rows = self.fabric.rabbitmq.ctl("list_queues", "name", "messages_unacknowledged")
         return next(int(count) for name, count in rows if name == queue)
 

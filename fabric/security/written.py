@@ -1,0 +1,42 @@
+"""Everything that ``fabric security init`` writes, as texts: who wants other passwords calls it again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fabric.security import rabbitmq, redis_acl
+from fabric.security.roles import ROLES, Role, env_file
+
+ACL_FILE = "redis.acl"
+DEFINITIONS = "rabbitmq.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the servers are, without users. ``rabbitmq_url``: empty where Redis carries messages, too."""
+
+    redis_url: str
+    rabbitmq_url: str = ""
+
+
+def files(access: Access) -> dict[str, str]:
+    """Name -> content. Passwords are new ones, 256 random bits each, and other ones in Redis than in RabbitMQ."""
+    in_redis = {role: secrets.token_urlsafe(32) for role in ROLES}
+    written = {ACL_FILE: redis_acl.acl_file(in_redis)}
+    in_rabbitmq: dict[Role, str] = {}
+    if access.rabbitmq_url:
+        in_rabbitmq = {role: secrets.token_urlsafe(32) for role in rabbitmq.USERS}
+        salts = {role: secrets.token_bytes(4) for role in rabbitmq.USERS}
+        written[DEFINITIONS] = rabbitmq.definitions(access.rabbitmq_url, in_rabbitmq, salts)
+    return written | {f"{role.name}.env": env_file(role, _variables(role, access, in_redis, in_rabbitmq)) for role in ROLES}
+
+
+def _variables(
+    role: Role, access: Access, in_redis: Mapping[Role, str], in_rabbitmq: Mapping[Role, str]
+) -> dict[str, str]:
+    variables = {"FABRIC_REDIS_URL": redis_acl.with_user(access.redis_url, role, in_redis[role])}
+    if role in in_rabbitmq:
+        variables["FABRIC_BROKER_URL"] = redis_acl.with_user(access.rabbitmq_url, role, in_rabbitmq[role])
+    return variables
