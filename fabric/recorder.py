@@ -25,9 +25,10 @@ from fabric.contracts.answer import whole
 from fabric.contracts.batch_line import error_line, output_line
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.completion import Completion
-from fabric.contracts.errors import EngineError, ErrorInfo, Unavailable
+from fabric.contracts.errors import BrokenSeal, EngineError, ErrorInfo, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobState
+from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.payload import load_placeholders
 from fabric.contracts.sealed import Seals, of_line
 from fabric.ledger import Ledger, batches, lines, usage
@@ -85,15 +86,16 @@ class _Entry:
 
 class Recorder:
     """Blocking; one thread. ``recorded`` is called when batch lines got their outcome, ``ended`` with each completion;
-    ``catalog`` has the prices that usage is compared with; answers of batch lines are closed with
-    ``seals``, as the batches' files are, before the ledger gets them. ``announce`` writes down who is to be told of
-    completions, in the transaction that keeps them."""
+    ``catalog`` has the prices that usage is compared with; answers of batch lines are opened with ``home`` and closed
+    with ``seals``, as the batches' files are, before the ledger gets them. ``announce`` writes down who is to be told
+    of completions, in the transaction that keeps them."""
 
     def __init__(
         self,
         store: Store,
         ledger: Ledger,
         seals: Seals,
+        home: HomeSeals,
         *,
         catalog: Catalog = _NO_CATALOG,
         recorded: Callable[[], object] = lambda: None,
@@ -106,6 +108,7 @@ class Recorder:
         self._store = store
         self._ledger = ledger
         self._seals = seals
+        self._home = home
         self._notes = Notes(store, catalog)
         self._recorded = recorded
         self._ended = ended
@@ -279,7 +282,7 @@ class Recorder:
     def _kept(
         self, connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note]
     ) -> bool:
-        changed = record(connection, completions, self._seals, note)
+        changed = record(connection, completions, self._seals, self._home, note)
         self._announce(connection, completions)
         return changed
 
@@ -318,6 +321,7 @@ def record(
     connection: Connection,
     completions: Sequence[Completion],
     seals: Seals,
+    home: HomeSeals,
     note: Callable[[Completion], Note] = no_note,
 ) -> bool:
     """Usage of every completion, outcomes of those that are batch lines; answers whether lines changed.
@@ -332,7 +336,7 @@ def record(
     usage.add(connection, completions, note)
     changed = False
     for batch_id, batch in held.items():
-        outcomes = [outcome(done, batch, seals) for done in of_batches[batch_id]]
+        outcomes = [outcome(done, batch, seals, home) for done in of_batches[batch_id]]
         completed, failed = lines.settle(connection, batch_id, outcomes)
         if completed or failed:
             batches.count(connection, batch_id, completed=completed, failed=failed)
@@ -340,27 +344,39 @@ def record(
     return changed
 
 
-def outcome(done: Completion, batch: Batch, seals: Seals) -> Outcome:
+def outcome(done: Completion, batch: Batch, seals: Seals, home: HomeSeals) -> Outcome:
     """What becomes of the batch line behind a completion: its answer sealed, its error as it is."""
     spec = done.spec
     line_no = spec.line_no or 0
     match done.state:
         case JobState.SUCCEEDED:
             created = (done.claimed_ms or done.finished_ms) // 1000
-            body = whole(spec.endpoint, spec.id, spec.model, created, _restored(done))
+            try:
+                result = _restored(done, home)
+            except BrokenSeal as broken:
+                return _failed(done, line_no, broken.info)
+            body = whole(spec.endpoint, spec.id, spec.model, created, result)
             answer = seals.seal(output_line(spec.custom_id, spec.id, body), of_line(batch.id, line_no))
             return Outcome(line_no, "completed", response=answer)
         case JobState.EXPIRED if spec.deadline_ms == batch.expires_ms:
             return Outcome(line_no, "expired")
         case JobState.CANCELLED if batch.status == "cancelling":
             return Outcome(line_no, "cancelled")
-    return Outcome(line_no, "failed", error=error_line(spec.custom_id, spec.id, line_no, _reason(done), answered=True))
+    return _failed(done, line_no, _reason(done))
 
 
-def _restored(done: Completion) -> bytes:
-    """The answer with what redaction took out of its line's text."""
-    result = done.result or b"{}"
-    return Placeholders(load_placeholders(done.placeholders)).restored(result) if done.placeholders else result
+def _failed(done: Completion, line_no: int, error: ErrorInfo) -> Outcome:
+    line = error_line(done.spec.custom_id, done.spec.id, line_no, error, answered=True)
+    return Outcome(line_no, "failed", error=line)
+
+
+def _restored(done: Completion, home: HomeSeals) -> bytes:
+    """The answer, opened, with what redaction took out of its line's text. Raises ``BrokenSeal``."""
+    of = (done.spec.tenant, done.spec.id)
+    result = home.answer(*of, done.result) if done.result else b"{}"
+    if not done.placeholders:
+        return result
+    return Placeholders(load_placeholders(home.opened_placeholders(*of, done.placeholders))).restored(result)
 
 
 def _reason(done: Completion) -> ErrorInfo:

@@ -17,6 +17,7 @@ from fabric.contracts.breaker import End, end_of
 from fabric.contracts.catalog import PrivacyRules
 from fabric.contracts.errors import Cancelled, DeadlineExceeded, EngineError, ErrorInfo, FabricError, where
 from fabric.contracts.job import JobState, Measures, Usage
+from fabric.contracts.job_seals import WorkerSeals
 from fabric.contracts.trace import run_span
 from fabric.pricing import machine_usd, token_usd
 from fabric.store.transitions import Claimed, Failure, Outcome, Piece
@@ -70,11 +71,17 @@ class Runner:
     """All in-flight jobs of one worker, on the loop's thread."""
 
     def __init__(
-        self, engines: dict[str, Engine], outbox: Outbox, done: Callable[[str], None], wall: Wall | None = None
+        self,
+        engines: dict[str, Engine],
+        outbox: Outbox,
+        done: Callable[[str], None],
+        seals: WorkerSeals,
+        wall: Wall | None = None,
     ) -> None:
-        """``done`` is called with the deployment's name whenever one of its jobs is over. ``wall``: of the labels;
-        without one, that of a fabric that nobody has configured."""
+        """``done`` is called with the deployment's name whenever one of its jobs is over. ``seals`` opens texts and
+        closes answers. ``wall``: of the labels; without one, that of a fabric that nobody has configured."""
         self._engines = engines
+        self._seals = seals
         self._wall = wall or Wall(PrivacyRules())
         self._gates = {name: Gate(engine.slots, prompts_block=engine.prompts_block) for name, engine in engines.items()}
         self._breakers = {name: engine.deployment.breaker for name, engine in engines.items()}
@@ -179,7 +186,7 @@ class Runner:
     async def _answer(self, engine: Engine, flight: _Flight, spoken: Callable[[], None]) -> Answer:
         job = flight.job
         self._wall.check(job.spec, engine.deployment)
-        payload = orjson.loads(job.payload)
+        payload = orjson.loads(self._seals.request(job.spec, job.payload))
         left_s = flight.left_s
         deadline_ms = None if left_s is None else int((time.time() + left_s) * 1000)
         spec = job.spec
@@ -191,7 +198,7 @@ class Runner:
             flight.last = chunk
             if flight.pieces == 1:
                 spoken()
-            self._outbox.piece(Piece(job.spec.id, job.attempt, _TOKEN + chunk + b"}"))
+            self._outbox.piece(Piece(job.spec.id, job.attempt, self._seals.piece(job.spec, _TOKEN + chunk + b"}")))
 
         if left_s is None:
             return await engine.run(request, emit)
@@ -217,7 +224,7 @@ class Runner:
                 job.spec.id,
                 job.attempt,
                 JobState.SUCCEEDED,
-                body,
+                self._seals.answer(job.spec, body),
                 measures=measures.dump(),
                 end=end_of(measures.engine_s, answer.usage.output_tokens, self._breakers[flight.deployment]),
             ),

@@ -22,8 +22,10 @@ from fabric.contracts.breaker import dump
 from fabric.contracts.catalog import Deployment, PrivacyRules
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
+from fabric.contracts.job_seals import WorkerSeals
 from fabric.contracts.message import Chunk
 from fabric.contracts.worker import WorkerInfo
+from fabric.contracts.zones import WorkerKeys
 from fabric.store import AsyncStore, Command, Store, bad_messages, reads, transitions
 from workers.engines import build
 from workers.engines.shelf import Shelf
@@ -54,9 +56,18 @@ _EX_SOFTWARE = 70
 class Runtime:
     """One worker. ``start`` and ``stop`` are called by the process, ``receive`` by Celery's threads."""
 
-    def __init__(self, redis_url: str, tier: str, deployments: Sequence[Deployment], wall: Wall | None = None) -> None:
-        """``wall``: of the labels; without one, that of a fabric that nobody has configured."""
+    def __init__(
+        self,
+        redis_url: str,
+        tier: str,
+        deployments: Sequence[Deployment],
+        keys: WorkerKeys,
+        wall: Wall | None = None,
+    ) -> None:
+        """``keys``: of the zones of all deployments. ``wall``: of the labels; without one, that of a
+        fabric that nobody has configured."""
         self.id = new_id("worker")
+        self._seals = WorkerSeals(keys)
         self._wall = wall or Wall(PrivacyRules())
         self.tier = tier
         self._redis_url = redis_url
@@ -149,7 +160,7 @@ class Runtime:
         self._late = await start_all(self._engines.values())
         rules = dump((name, engine.deployment.breaker) for name, engine in self._engines.items())
         self._outbox = Outbox(self._store, self._lost, rules)
-        self._runner = Runner(self._engines, self._outbox, self._freed, self._wall)
+        self._runner = Runner(self._engines, self._outbox, self._freed, self._seals, self._wall)
         self._beat_now = asyncio.Event()
         duties = (
             self._outbox.run(),

@@ -18,6 +18,7 @@ from fabric.broker import is_redis, make_app, queue
 from fabric.contracts.catalog import Catalog, Deployment, PrivacyRules
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.message import TASK
+from fabric.contracts.zones import WorkerKeys
 from workers.consumer import Consumer
 from workers.runtime import Runtime
 from workers.wall import Wall
@@ -35,19 +36,21 @@ def run(
     broker_url: str,
     tier: str,
     deployments: Sequence[Deployment],
+    keys: WorkerKeys,
     name: str | None = None,
     grace_s: float = 60.0,
     log_level: str = "INFO",
     privacy: PrivacyRules | None = None,
     renewed: Callable[[], Catalog | None] = lambda: None,
 ) -> int:
-    """Runs until SIGTERM or SIGINT; answers the exit status. ``privacy``: the rules of the labels, until
-    ``renewed`` answers a catalogue with others; without them those of a fabric that nobody has configured.
+    """Runs until SIGTERM or SIGINT; answers the exit status. ``keys``: of the zones of all deployments.
+    ``privacy``: the rules of the labels, until ``renewed`` answers a catalogue with others; without them those of a fabric
+    that nobody has configured.
 
     Raises:
         ConfigError: an engine can't work as configured. Nothing was taken.
     """
-    runtime = Runtime(redis_url, tier, deployments, Wall(privacy or PrivacyRules(), renewed))
+    runtime = Runtime(redis_url, tier, deployments, keys, Wall(privacy or PrivacyRules(), renewed))
     runtime.start()
     app = make_app(broker_url, tier=tier)
     app.conf.task_queues = [queue(d) for d in deployments]

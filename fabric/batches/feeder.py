@@ -17,13 +17,14 @@ from fabric.contracts.batch_line import error_line
 from fabric.contracts.catalog import Catalog, Privacy
 from fabric.contracts.errors import BudgetUsedUp, LargerThanLimit
 from fabric.contracts.ids import line_job_id
+from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.key import Permissions
 from fabric.contracts.trace import Sampler
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
 from fabric.privacy import screen_of
-from fabric.routing import Denied, admit, budgets, label_blocks, limits, policy_hash
+from fabric.routing import Denied, admit, budgets, label_blocks, limits, policy_hash, reading_zones
 from fabric.store import Store, transitions
 from fabric.store.transitions import NewJob
 
@@ -63,16 +64,18 @@ class Feeder:
         store: Store,
         ledger: Ledger,
         storage: Storage,
+        home: HomeSeals,
         catalog: Catalog,
         *,
         window: int = WINDOW,
         raised: Raised = lambda batch, asked, got: None,
         sampler: Sampler | None = None,
     ) -> None:
-        """``sampler``: which lines are traced; ``None``: none."""
+        """``home`` seals lines for the store. ``sampler``: which lines are traced; ``None``: none."""
         self._store = store
         self._ledger = ledger
         self._storage = storage
+        self._home = home
         self.adopt(catalog)
         self._window = window
         self._raised = raised
@@ -186,9 +189,14 @@ class Feeder:
             call.bad.append(Outcome(line.line_no, "failed", error=error))
             return
         deployments = self._catalog.by_model[spec.model].deployments
-        blocked = label_blocks(spec, deployments, self._catalog.privacy.of(spec.privacy))
+        rule = self._catalog.privacy.of(spec.privacy)
         job = NewJob(
-            spec, found.payload, placeholders=found.placeholders, blocked=blocked, charges=charges, limits=takes
+            spec,
+            self._home.payload(spec, found.payload, reading_zones(spec, deployments, rule)),
+            placeholders=self._home.placeholders(spec, found.placeholders),
+            blocked=label_blocks(spec, deployments, rule),
+            charges=charges,
+            limits=takes,
         )
         call.jobs.append(job)
         call.bytes += len(job.payload)

@@ -27,6 +27,7 @@ from fabric.batches.works import Works
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import FabricError, Unavailable
 from fabric.contracts.ids import line_job_id
+from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.trace import Sampler
 from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch
@@ -57,6 +58,7 @@ class BatchService:
         store: Store,
         ledger: Ledger,
         storage: Storage,
+        home: HomeSeals,
         catalog: Catalog,
         *,
         limits: Limits | None = None,
@@ -81,7 +83,7 @@ class BatchService:
         self._now_ms = now_ms
         self._renewed = renewed
         self._lease = Lease(store, term_ms=term_ms)
-        self._feeder = Feeder(store, ledger, storage, catalog, window=window, raised=raised, sampler=sampler)
+        self._feeder = Feeder(store, ledger, storage, home, catalog, window=window, raised=raised, sampler=sampler)
         self._loss = Loss(store, ledger, still_s=still_s)
         #: Batches whose files are being read or written.
         self._works = Works()

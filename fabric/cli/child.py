@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabric.cli.journal import Journal, parse
@@ -27,13 +27,18 @@ _LAST_WORDS_S = 0.5
 @dataclass(frozen=True, slots=True)
 class Program:
     """``grace_s``: from SIGTERM to SIGKILL. ``fds`` stay open in the program under their numbers. ``withheld``:
-    environment variables that it isn't given."""
+    environment variables that it isn't given; ``given``: those that it gets beyond the others, with their values."""
 
     name: str
     command: tuple[str, ...]
     grace_s: float = 10.0
     fds: tuple[int, ...] = ()
     withheld: frozenset[str] = frozenset()
+    given: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def environ(self, everybodys: Mapping[str, str]) -> dict[str, str]:
+        """What it gets of what all get."""
+        return {name: value for name, value in everybodys.items() if name not in self.withheld} | dict(self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
-                env={name: value for name, value in self._environ.items() if name not in self.program.withheld},
+                env=self.program.environ(self._environ),
                 pass_fds=self.program.fds,
                 # Ctrl-C on the terminal is for the supervisor alone; it stops the rest in order.
                 start_new_session=True,

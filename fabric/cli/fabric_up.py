@@ -24,7 +24,9 @@ from fabric.cli.journal import Journal
 from fabric.cli.supervisor import Supervisor
 from fabric.contracts.catalog import TIERS
 from fabric.contracts.errors import ConfigError
+from fabric.contracts.zones import WorkerKeys
 from fabric.settings import Settings
+from fabric.settings.secret import secrets_of
 from fabric.store.embedded import server_command
 
 #: How the processes are called: this very code, whatever lies in the working directory.
@@ -32,6 +34,7 @@ _FABRIC = (sys.executable, "-P", "-m", "fabric.cli")
 #: Those that hash keys, and seal: the others need no secret.
 _WITH_SECRET = ("api", "recorder")
 _FABRICS_OWN = "FABRIC_SECRET"
+_ZONE_KEYS = "FABRIC_ZONE_KEYS"
 #: Deaths in a row at the start after which the embedded store counts as broken.
 _STORE_TRIES = 3
 _LOOK_S = 0.1
@@ -117,7 +120,13 @@ class FabricUp:
     def _program(self, *arguments: str, name: str = "", fds: tuple[int, ...] = ()) -> Program:
         # A little more than the process gives itself, so that it can say what it left behind.
         grace_s, withheld = self._settings.drain_s + 5, self._withheld(*arguments)
-        return Program(name or arguments[0], (*self._command, *arguments), grace_s, fds, withheld)
+        given = self._zone_keys(arguments[1]) if arguments[0] == "worker" else {}
+        return Program(name or arguments[0], (*self._command, *arguments), grace_s, fds, withheld, given)
+
+    def _zone_keys(self, tier: str) -> dict[str, str]:
+        places = self._settings.catalog.by_deployment.values()
+        zones = {deployment.zone for deployment in places if deployment.tier == tier}
+        return {_ZONE_KEYS: WorkerKeys.of(secrets_of(self._settings), zones).dump()}
 
     def _withheld(self, program: str, tier: str = "", *_: str) -> frozenset[str]:
         """Secrets of the environment that aren't this program's: the fabric's own, keys of other tiers' places, what
@@ -128,7 +137,7 @@ class FabricUp:
         own = {key for of, key in keys if program == "worker" and of == tier}
         own |= hooks if program == "recorder" else set()
         own |= {_FABRICS_OWN} if program in _WITH_SECRET else set()
-        return frozenset({_FABRICS_OWN, *hooks, *(key for _, key in keys)} - own)
+        return frozenset({_FABRICS_OWN, _ZONE_KEYS, *hooks, *(key for _, key in keys)} - own)
 
     async def _unless_stopped(self, work: Awaitable[Any]) -> None:
         """Waits for ``work``, or for the end of the run. Raises what ``work`` or a failed program raises."""

@@ -122,6 +122,7 @@ def worker(tier: str, config: Path | None, name: str | None, model: str | None, 
     from celery.exceptions import SecurityWarning
 
     from fabric.settings.watch import Watch
+    from fabric.settings.zone_keys import worker_keys
     from workers import service
 
     # Celery warns of root because of pickled messages; ours are JSON and nothing else is accepted.
@@ -134,6 +135,7 @@ def worker(tier: str, config: Path | None, name: str | None, model: str | None, 
         broker_url=settings.broker_url,
         tier=tier,
         deployments=deployments,
+        keys=worker_keys(settings, {deployment.zone for deployment in deployments}),
         name=name,
         grace_s=settings.drain_s,
         log_level=settings.log_level,
@@ -180,6 +182,7 @@ def recorder(config: Path | None) -> None:
     from fabric.batches.service import BatchService
     from fabric.batches.storage import Storage
     from fabric.cli import boundaries
+    from fabric.contracts.job_seals import HomeSeals
     from fabric.contracts.sealed import Seals
     from fabric.ledger import Ledger
     from fabric.recorder import Recorder
@@ -198,7 +201,7 @@ def recorder(config: Path | None) -> None:
     # Each thread waits on its own connection.
     recording, feeding, keeping, budgeting = (Store(settings.redis_url) for _ in range(4))
     secrets = secrets_of(settings)
-    seals = Seals(secrets)
+    seals, home = Seals(secrets), HomeSeals(secrets)
     trail = Trail(Ledger(settings.database_url, connections=1), secrets, Store(settings.redis_url))
 
     def ended(completion: Completion) -> None:
@@ -210,6 +213,7 @@ def recorder(config: Path | None) -> None:
         recording,
         ledger,
         seals,
+        home,
         catalog=settings.catalog,
         recorded=lambda: recording(wake.wake()),
         ended=ended,
@@ -233,6 +237,7 @@ def recorder(config: Path | None) -> None:
         feeding,
         ledger,
         Storage(settings.files_dir, seals),
+        home,
         settings.catalog,
         renewed=renewed,
         raised=lambda batch, asked, got: boundaries.note_raised_line(trail, batch, asked, got),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import click
 
 from fabric.cli.output import json_option, print_json
+from fabric.cli.start import begin, config_option
 from fabric.contracts.errors import ConfigError
+from fabric.contracts.terms import TIERS, zone_of
 
 
 @click.group()
 def security() -> None:
-    """Give each role a user of its own in Redis and RabbitMQ."""
+    """Give each role a user of its own in Redis and RabbitMQ, and each worker the keys of its zones."""
 
 
 def _url(schemes: tuple[str, ...]) -> click.types.FuncParamType:
@@ -45,22 +48,78 @@ def _url(schemes: tuple[str, ...]) -> click.types.FuncParamType:
     type=_url(("amqp", "amqps")),
     help="Where RabbitMQ is; its path is the virtual host. [default: Redis carries messages, too]",
 )
+@config_option
 @json_option
-def init(out: Path, redis_url: str, rabbitmq_url: str | None, as_json: bool) -> None:
+def init(out: Path, redis_url: str, rabbitmq_url: str | None, config: Path | None, as_json: bool) -> None:
     """Write an access list for Redis, definitions for RabbitMQ, and an environment file for each role.
+
+    The secret is the one that there is, else a new one; workers get the keys of their tier's trust zones.
 
     What is there already isn't overwritten: to change passwords, write another folder, load it, and start the
     processes with its files.
     """
     from fabric.security import Access, files
+    from fabric.settings.secret import kept_secret
 
-    written = files(Access(redis_url, rabbitmq_url or ""))
+    settings = begin(config)
+    zones = {tier: {d.zone for d in settings.catalog.of_tier(tier)} or {zone_of(tier)} for tier in TIERS}
+    secret = kept_secret(settings) or secrets.token_hex(32)
+    written = files(Access(redis_url, rabbitmq_url or ""), secret, zones)
     _write(out, written)
     if as_json:
         print_json({"out": str(out), "files": sorted(written)})
         return
     for name in sorted(written):
         click.echo(out / name)
+
+
+@security.command("zone-keys")
+@config_option
+@click.argument("zones", nargs=-1)
+@click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a file for each zone, FOLDER/ZONE/zone-keys, and make the secret if there is none.",
+)
+def zone_keys(config: Path | None, zones: tuple[str, ...], into: Path | None) -> None:
+    """Print FABRIC_ZONE_KEYS for workers of these trust zones. [default: all zones]
+
+    With it they open the texts of jobs that may run there, and nothing else. Run it where the API has its secret.
+    """
+    settings = begin(config)
+    from fabric.contracts.secret import Secrets
+    from fabric.contracts.zones import WorkerKeys
+    from fabric.settings.secret import kept_secret, secrets_of
+
+    there = {d.zone for model in settings.catalog.models for d in model.deployments}
+    if unknown := sorted(set(zones) - there):
+        raise ConfigError(f"No deployment is in the trust zone {unknown[0]!r}; there is {', '.join(sorted(there))}.")
+    wanted = sorted(zones or there)
+    if into is not None:
+        secrets_ = secrets_of(settings)
+        for zone in wanted:
+            _replace(into / zone / "zone-keys", WorkerKeys.of(secrets_, [zone]).dump() + "\n")
+        return
+    secret = kept_secret(settings)
+    if secret is None:
+        raise ConfigError(
+            f"There is no secret to derive keys from: FABRIC_SECRET isn't set, and {settings.data_dir} holds none. "
+            "Run this with the API's environment."
+        )
+    click.echo(WorkerKeys.of(Secrets.parse(secret), wanted).dump())
+
+
+def _replace(path: Path, text: str) -> None:
+    """For the owner alone; a reader finds the old text or the new one. Raises ``ConfigError``."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigError(f"Can't write {path} ({error.strerror}).") from None
 
 
 def _write(out: Path, texts: dict[str, str]) -> None:

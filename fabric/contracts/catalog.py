@@ -17,11 +17,11 @@ from fabric.contracts.detector import Detector
 from fabric.contracts.limits import TenantLimits
 from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
+from fabric.contracts.terms import HOME_ZONE, TenantName, zone_of
 from fabric.contracts.terms import PRIVACY_LABELS as PRIVACY_LABELS
 from fabric.contracts.terms import TIERS as TIERS
 from fabric.contracts.terms import Priority as Priority
 from fabric.contracts.terms import Privacy as Privacy
-from fabric.contracts.terms import TenantName
 from fabric.contracts.terms import Tier as Tier
 
 DataPolicy = Literal["none", "no_training", "zero_retention"]
@@ -107,6 +107,8 @@ class Deployment(_Value):
     price: Price = Price()
     region: str = "local"
     data_policy: DataPolicy = "none"
+    #: Whose workers may read what runs there; ``local`` or ``cloud`` where none is named.
+    trust_zone: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
     quality: float = Field(0.5, ge=0, le=1)
     #: When it counts as sick, and how many retries it gets. What isn't set here is as for all.
     breaker: Breaker = Breaker()
@@ -126,6 +128,11 @@ class Deployment(_Value):
         if self.api_key_env and self.api_key_file:
             raise ValueError("set only one of `api_key_env` and `api_key_file`")
         return self
+
+    @property
+    def zone(self) -> str:
+        """The trust zone that its workers need the key of."""
+        return self.trust_zone or zone_of(self.tier)
 
     @property
     def waits(self) -> bool:
@@ -255,6 +262,16 @@ class Catalog(_Value):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{kind} name used twice: {', '.join(twice)}; give each its own `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _zones_are_local_or_of_the_cloud(self) -> Catalog:
+        places = [d for m in self.models for d in m.deployments]
+        cloud, local = ({d.zone for d in places if (d.tier == "cloud") is of_cloud} for of_cloud in (True, False))
+        if both := sorted(cloud & local):
+            raise ValueError(f"trust zone `{both[0]}` has deployments of the cloud and of local tiers: make it two")
+        if HOME_ZONE in cloud | local:
+            raise ValueError(f"`{HOME_ZONE}` is no name for a `trust_zone`: answers are sealed for it")
         return self
 
     @model_validator(mode="after")

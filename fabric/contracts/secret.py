@@ -15,8 +15,8 @@ SHORTEST = 32
 #: Secrets at once: the one in use, and those that it took the place of.
 _MOST = 4
 
-Purpose = Literal["key", "seal", "audit", "session", "content", "fingerprint"]
-_PURPOSES: tuple[Purpose, ...] = ("key", "seal", "audit", "session", "content", "fingerprint")
+Purpose = Literal["key", "seal", "audit", "session", "content", "fingerprint", "zone"]
+_PURPOSES: tuple[Purpose, ...] = ("key", "seal", "audit", "session", "content", "fingerprint", "zone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,10 @@ class Secrets:
         """What ``tag`` made of ``salt`` with that secret, to be a key; ``None`` where it isn't held."""
         secret = self._by_id.get(secret_id)
         return None if secret is None else hmac.digest(secret.keys[purpose], salt, "sha256")
+
+    def derivations(self, purpose: Purpose, data: bytes) -> list[bytes]:
+        """What each secret makes of ``data``, to be keys: the one in use first."""
+        return [hmac.digest(secret.keys[purpose], data, "sha256") for secret in self._all]
 
     def fingerprint(self, data: bytes) -> str:
         """By which the same data is known again, and by nobody else guessed: 32 characters.

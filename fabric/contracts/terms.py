@@ -18,3 +18,10 @@ Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 #: As long as names may live: in lanes, in lists and in labels of rules.
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]
+#: The trust zone of gateways and recorders: no deployment's.
+HOME_ZONE = "home"
+
+
+def zone_of(tier: Tier | str) -> str:
+    """The trust zone of a tier's workers where none is named."""
+    return "cloud" if tier == "cloud" else "local"

@@ -33,10 +33,11 @@ class Follow:
     ``final_only`` readers are woken by the final event alone.
     """
 
-    __slots__ = ("_events", "_failure", "_waiter", "ahead", "epoch", "final_only", "job_id", "last", "live")
+    __slots__ = ("_events", "_failure", "_waiter", "ahead", "epoch", "final_only", "job_id", "last", "live", "tenant")
 
-    def __init__(self, job_id: str, *, after: int = 0, final_only: bool = False, epoch: int = 0) -> None:
+    def __init__(self, job_id: str, tenant: str, *, after: int = 0, final_only: bool = False, epoch: int = 0) -> None:
         self.job_id = job_id
+        self.tenant = tenant
         self.last = after
         self.final_only = final_only
         #: Whether the store knows the job: only then may a lost connection be made good by reading it.

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
@@ -16,6 +17,8 @@ from fabric.batches.storage import Storage
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
+from fabric.contracts.job import JobSpec
+from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.sealed import Seals
 from fabric.gateway import rate_headers
 from fabric.gateway.admission import Shadows
@@ -30,7 +33,7 @@ from fabric.gateway.rate_headers import Throttled
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
 from fabric.ledger import Ledger
-from fabric.routing import policy_hash
+from fabric.routing import policy_hash, reading_zones
 from fabric.store import AsyncStore, Command, Store
 from fabric.store.transitions import NewJob
 from fabric.trail import Trail
@@ -51,9 +54,10 @@ class Gateway:
         self.metrics = Metrics()
         self.configuration = Configuration(self, settings.watch)
         self.store = AsyncStore(settings.redis_url, timeout_s=settings.store_timeout_s)
-        self.listener = Listener(self.store, settings.redis_url, new_id("gateway"))
+        self.seals = HomeSeals(settings.secrets)
+        self.listener = Listener(self.store, settings.redis_url, new_id("gateway"), self.seals)
         self.intake = Intake(
-            self.store, self.metrics, live_limit=settings.live_limit, timeout_s=settings.store_timeout_s
+            self.store, self.metrics, self._sealed, live_limit=settings.live_limit, timeout_s=settings.store_timeout_s
         )
         self.outlook = Outlook(self)
         self.shadows = Shadows(self.intake)
@@ -105,6 +109,19 @@ class Gateway:
             raise
         rate_headers.keep(scope, accepted.levels)
         return accepted.job_id
+
+    def sealed_payload(self, spec: JobSpec, payload: bytes) -> bytes:
+        model = self.catalog.by_model.get(spec.model)  # of another catalogue, perhaps
+        rule = self.catalog.privacy.of(spec.privacy)
+        return self.seals.payload(spec, payload, reading_zones(spec, model.deployments if model else (), rule))
+
+    def _sealed(self, job: NewJob) -> NewJob:
+        """As the store may have it: for those zones whose workers may read it."""
+        return replace(
+            job,
+            payload=self.sealed_payload(job.spec, job.payload),
+            placeholders=self.seals.placeholders(job.spec, job.placeholders),
+        )
 
     async def ask(self, command: Command[T]) -> T:
         """A call to the store that answers soon, one way or the other.

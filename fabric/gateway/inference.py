@@ -117,6 +117,7 @@ class _Visit:
         self._arrived = arrived
         self._endpoint = request.endpoint
         self._model = request.model
+        self._tenant = job.spec.tenant
         self._usage = request.include_usage
         self._base64 = request.body.get("encoding_format") == "base64"
         self._deadline_ms = job.spec.deadline_ms
@@ -163,7 +164,7 @@ class _Visit:
         job, self._job = self._job, None
         assert job is not None
         final_only = not self._streams
-        follow = stack.enter_context(listener.follow(self._job_id, after=ACCEPTED, final_only=final_only))
+        follow = stack.enter_context(listener.follow(self._job_id, self._tenant, after=ACCEPTED, final_only=final_only))
         if self._keyed:
             stack.enter_context(waiters.waiting(self._job_id))
         await self._gateway.outlook.check(job.spec)
@@ -176,9 +177,10 @@ class _Visit:
             listener.confirm(follow)
             return follow, False
         self._job_id = known
-        self._restoring = Restoring(await self._gateway.ask(reads.placeholders(known)))
+        hidden = await self._gateway.ask(reads.placeholders(known))
+        self._restoring = Restoring(self._gateway.seals.opened_placeholders(self._tenant, known, hidden))
         stack.enter_context(waiters.waiting(known))
-        follow = stack.enter_context(listener.follow(known, final_only=final_only))
+        follow = stack.enter_context(listener.follow(known, self._tenant, final_only=final_only))
         try:
             state = await listener.join(follow)
         except NotFound:

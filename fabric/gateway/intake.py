@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fabric.contracts.errors import BudgetExceeded, BudgetUsedUp, Busy, Conflict, FabricError, Unavailable
@@ -22,8 +23,17 @@ _CALL_BYTES = 8_000_000
 
 
 class Intake:
-    def __init__(self, store: AsyncStore, metrics: Metrics, *, live_limit: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        store: AsyncStore,
+        metrics: Metrics,
+        sealed: Callable[[NewJob], NewJob],
+        *,
+        live_limit: int,
+        timeout_s: float,
+    ) -> None:
         self._store = store
+        self._sealed = sealed
         self._metrics = metrics
         self._live_limit = live_limit
         self._timeout_s = timeout_s
@@ -41,7 +51,7 @@ class Intake:
             Unavailable: the store is away. The job may have been accepted or not.
         """
         future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, future))
+        self._waiting.append((self._sealed(job), future))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send())
         accepted = await future

@@ -18,9 +18,10 @@ from fabric.store import reads
 class JobEvents(Response):
     """Ends after the job's last event. When it breaks off earlier, a reader asks again behind what it has."""
 
-    def __init__(self, gateway: Gateway, job_id: str, after: int) -> None:
+    def __init__(self, gateway: Gateway, tenant: str, job_id: str, after: int) -> None:
         super().__init__()
         self._gateway = gateway
+        self._tenant = tenant
         self._job_id = job_id
         self._after = after
 
@@ -29,11 +30,12 @@ class JobEvents(Response):
         newest = await gateway.ask(reads.event_count(self._job_id))
         if self._after > newest:
             raise InvalidRequest("`Last-Event-ID` must be the id of an event of this job.", param="Last-Event-ID")
-        restoring = Restoring(await gateway.ask(reads.placeholders(self._job_id)))
+        hidden = await gateway.ask(reads.placeholders(self._job_id))
+        restoring = Restoring(gateway.seals.opened_placeholders(self._tenant, self._job_id, hidden))
         begun = False
         with (
             # A placeholder may be cut by the event that the reader has last.
-            gateway.listener.follow(self._job_id, after=0 if restoring.needed else self._after) as follow,
+            gateway.listener.follow(self._job_id, self._tenant, after=0 if restoring.needed else self._after) as follow,
             Presence(receive, beat_s=gateway.settings.keep_alive_s) as presence,
         ):
             try:

@@ -74,13 +74,21 @@ async def shown_job(gateway: Gateway, caller: Caller, job_id: str) -> dict[str, 
         return archived_job_object(rows)
     if record.spec.tenant != caller.tenant:
         raise unknown_job(job_id)
-    if record.spec.stream and record.state is JobState.SUCCEEDED:
-        log = await gateway.ask(reads.events(job_id))
-        record = replace(record, result=assembled(record.spec.endpoint, log, record.measures.usage))
-    if record.placeholders and record.result:
-        record = replace(record, result=Restoring(record.placeholders).result(record.result))
+    record = replace(record, result=await _answer(gateway, record))
     places = await _places(gateway, [record])
     return job_object(record, places.get(job_id))
+
+
+async def _answer(gateway: Gateway, record: JobRecord) -> bytes | None:
+    """Opened, and with what redaction took out. Raises ``BrokenSeal``."""
+    of, seals = (record.spec.tenant, record.spec.id), gateway.seals
+    result = record.result and seals.answer(*of, record.result)
+    if record.spec.stream and record.state is JobState.SUCCEEDED:
+        log = [seals.event(*of, body) for body in await gateway.ask(reads.events(record.spec.id))]
+        result = assembled(record.spec.endpoint, log, record.measures.usage)
+    if not record.placeholders or not result:
+        return result
+    return Restoring(seals.opened_placeholders(*of, record.placeholders)).result(result)
 
 
 async def told_job(gateway: Gateway, caller: Caller, job_id: str) -> dict[str, Any]:

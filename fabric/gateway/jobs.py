@@ -138,7 +138,7 @@ async def events(job_id: str, request: Request, caller: Identified, gateway: Her
     record = await own_record(gateway, caller, job_id)
     if record.spec.batch_id is not None:
         raise Conflict(f"The job is a line of {record.spec.batch_id}: lines have no events, batches have a status.")
-    return JobEvents(gateway, job_id, _last_event_id(request.headers))
+    return JobEvents(gateway, caller.tenant, job_id, _last_event_id(request.headers))
 
 
 def _last_event_id(headers: Headers) -> int:

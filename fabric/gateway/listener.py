@@ -1,8 +1,8 @@
 """Hears the events of every job that this gateway follows: one subscription for the whole process.
 
-A message is ``job id \\n event number \\n event [\\n result]``. Event numbers make the channel safe:
-a gap, or a connection that was away, is made good by reading the job's log from the first missing
-number. Nothing is polled.
+A message is ``job id \\n event number \\n event [\\n result]``; pieces of answers and results are sealed. Event
+numbers make the channel safe: a gap, or a connection that was away, is made good by reading the job's log from the
+first missing number. Nothing is polled.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from fabric.contracts.errors import NotFound, Unavailable
+from fabric.contracts.errors import BrokenSeal, NotFound, Unavailable
 from fabric.contracts.job import JobState
+from fabric.contracts.job_seals import SEALED_PIECE, HomeSeals
 from fabric.gateway.follow import Event, Follow
 from fabric.store import AsyncStore, reads, transitions
 
@@ -34,8 +35,9 @@ ACCEPTED = 1
 
 
 class Listener:
-    def __init__(self, store: AsyncStore, redis_url: str, gateway_id: str) -> None:
+    def __init__(self, store: AsyncStore, redis_url: str, gateway_id: str, seals: HomeSeals) -> None:
         self.channel = reads.gateway_channel(gateway_id)
+        self._seals = seals
         self._store = store
         # RESP2: messages of a subscription come as plain arrays, at a tenth of the cost of redis-py's PubSub.
         self._pool: Any = redis.asyncio.ConnectionPool.from_url(
@@ -49,13 +51,13 @@ class Listener:
         self._epoch = 0
 
     @contextlib.contextmanager
-    def follow(self, job_id: str, *, after: int = 0, final_only: bool = False) -> Iterator[Follow]:
-        """Events after number ``after``, for as long as the context is open.
+    def follow(self, job_id: str, tenant: str, *, after: int = 0, final_only: bool = False) -> Iterator[Follow]:
+        """Events of a job of this tenant after number ``after``, for as long as the context is open.
 
         For a job that is being accepted with ``channel`` as its watcher, begin before the call with
         ``after=ACCEPTED`` and ``confirm`` after it. For a job that is there already, ``join``.
         """
-        follow = Follow(job_id, after=after, final_only=final_only, epoch=self._epoch)
+        follow = Follow(job_id, tenant, after=after, final_only=final_only, epoch=self._epoch)
         self._follows.setdefault(job_id, []).append(follow)
         try:
             yield follow
@@ -148,15 +150,28 @@ class Listener:
         follows = self._follows.get(job_id.decode())
         if follows is None:
             return
-        body, found, result = rest.partition(b"\n")
+        # What is sealed may hold any bytes.
+        body, found, result = (rest, b"", b"") if rest.startswith(SEALED_PIECE) else rest.partition(b"\n")
         event = Event(int(number), body, result if found else None)
         for follow in follows:
             if event.number == follow.last + 1:
-                follow.push(event)
+                self._push(follow, event)
             elif event.number > follow.last:
                 follow.ahead = event.number
                 if follow.live:
                     self._recover(follow)
+
+    def _push(self, follow: Follow, event: Event) -> None:
+        """Opened, unless nobody reads it."""
+        if not follow.final_only or event.final:
+            try:
+                result = event.result and self._seals.answer(follow.tenant, follow.job_id, event.result)
+                event = Event(event.number, self._seals.event(follow.tenant, follow.job_id, event.body), result)
+            except BrokenSeal as error:
+                follow.last = event.number
+                follow.fail(error)
+                return
+        follow.push(event)
 
     def _recover(self, follow: Follow) -> None:
         if follow not in self._recoveries:
@@ -185,7 +200,7 @@ class Listener:
                 if event.final:
                     event = Event(number, body, await self._result(follow.job_id))
                 if number == follow.last + 1:
-                    follow.push(event)
+                    self._push(follow, event)
             if not watched.events or follow.ahead <= follow.last:
                 return watched.state
 

@@ -15,7 +15,7 @@ class Restoring:
     """One reader of one job. Costs nothing where nothing was redacted."""
 
     def __init__(self, placeholders: bytes) -> None:
-        """``placeholders``: as the job's record keeps them."""
+        """``placeholders``: of the job, opened."""
         self._placeholders = Placeholders(load_placeholders(placeholders)) if placeholders else None
         self._stream = StreamRestorer(self._placeholders) if self._placeholders else None
 

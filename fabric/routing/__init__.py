@@ -8,7 +8,7 @@ gives the same decision out.
 """
 
 from fabric.routing.admission import Admission, Denied, admit
-from fabric.routing.constraints import label_blocks, walled_off
+from fabric.routing.constraints import label_blocks, reading_zones, walled_off
 from fabric.routing.forecast import expected_output, late_after_s
 from fabric.routing.lateness import too_near
 from fabric.routing.plan import decide, policy_hash, policy_text, shape
@@ -34,6 +34,7 @@ __all__ = [
     "places_tag",
     "policy_hash",
     "policy_text",
+    "reading_zones",
     "reads_budgets",
     "refusal",
     "rulebook",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fabric.contracts.catalog import Deployment, PrivacyRule
 from fabric.contracts.decision import Elimination, Reason
 from fabric.contracts.job import JobSpec
+from fabric.contracts.job_seals import ReadingZones
 from fabric.contracts.policy import Policy
 from fabric.contracts.terms import TIERS
 from fabric.routing.cost import worst_cost
@@ -143,6 +144,16 @@ _WALL: tuple[Constraint, ...] = (_permitted, *LABEL)
 def walled_off(spec: JobSpec, deployment: Deployment, rule: PrivacyRule) -> Elimination | None:
     """Why this job's text mustn't reach this deployment, whatever else speaks for it."""
     return _failed(_WALL, spec, deployment, rule)
+
+
+def reading_zones(spec: JobSpec, deployments: Iterable[Deployment], rule: PrivacyRule) -> ReadingZones:
+    """The trust zones whose workers may read the job's text."""
+    local: set[str] = set()
+    cloud: set[str] = set()
+    for deployment in deployments:
+        if _failed(_WALL, spec, deployment, rule) is None:
+            (cloud if deployment.tier == "cloud" else local).add(deployment.zone)
+    return ReadingZones(frozenset(local), frozenset(cloud))
 
 
 def label_blocks(spec: JobSpec, deployments: Iterable[Deployment], rule: PrivacyRule) -> bool:

@@ -40,7 +40,9 @@ def _store(commands: str, *names: str) -> Grant:
 
 
 #: The connection itself, the clock, and scripts: each command inside of one is checked again.
-_CONNECTED = Grant("ping select echo time evalsha script|load script|exists client|setname client|setinfo multi exec discard unwatch")
+_CONNECTED = Grant(
+    "ping select echo time evalsha script|load script|exists client|setname client|setinfo multi exec discard unwatch"
+)
 _RECORD = "hget hmget hset hdel hincrby hincrbyfloat exists expire"
 #: Of the broker's answers to who looks for them.
 _INDEXES = ("live", "deadlines", "delayed", "taken", "dispatched", "dead", "outrun", "lane:*", "dlq:*")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from fabric.contracts.catalog import TIERS
+from fabric.contracts.terms import TIERS, Tier
 
 _PREFIX = "fabric-"
 
@@ -16,7 +17,7 @@ class Role:
 
     name: str
     for_: str
-    tier: str = ""
+    tier: Tier | Literal[""] = ""
 
     @property
     def user(self) -> str:

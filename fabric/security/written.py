@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
+from fabric.contracts.secret import Secrets
+from fabric.contracts.terms import Tier
+from fabric.contracts.zones import WorkerKeys
 from fabric.security import rabbitmq, redis_acl
-from fabric.security.roles import ROLES, Role, env_file
+from fabric.security.roles import GATEWAY, RECORDER, ROLES, WORKERS, Role, env_file
 
 ACL_FILE = "redis.acl"
 DEFINITIONS = "rabbitmq.json"
@@ -21,8 +24,12 @@ class Access:
     rabbitmq_url: str = ""
 
 
-def files(access: Access) -> dict[str, str]:
-    """Name -> content. Passwords are new ones, 256 random bits each, and other ones in Redis than in RabbitMQ."""
+def files(access: Access, secret: str, zones: Mapping[Tier, Set[str]]) -> dict[str, str]:
+    """Name -> content. Passwords are new ones, 256 random bits each, and other ones in Redis than in RabbitMQ.
+
+    ``secret``: the fabric's. ``zones``: trust zones of each tier's workers, who get keys of those and not the secret.
+    """
+    sealing = _sealing(secret, zones)
     in_redis = {role: secrets.token_urlsafe(32) for role in ROLES}
     written = {ACL_FILE: redis_acl.acl_file(in_redis)}
     in_rabbitmq: dict[Role, str] = {}
@@ -30,7 +37,20 @@ def files(access: Access) -> dict[str, str]:
         in_rabbitmq = {role: secrets.token_urlsafe(32) for role in rabbitmq.USERS}
         salts = {role: secrets.token_bytes(4) for role in rabbitmq.USERS}
         written[DEFINITIONS] = rabbitmq.definitions(access.rabbitmq_url, in_rabbitmq, salts)
-    return written | {f"{role.name}.env": env_file(role, _variables(role, access, in_redis, in_rabbitmq)) for role in ROLES}
+    return written | {
+        f"{role.name}.env": env_file(role, _variables(role, access, in_redis, in_rabbitmq) | sealing.get(role, {}))
+        for role in ROLES
+    }
+
+
+def _sealing(secret: str, zones: Mapping[Tier, Set[str]]) -> dict[Role, dict[str, str]]:
+    """What each role opens and seals jobs with."""
+    secrets_ = Secrets.parse(secret)
+    variables: dict[Role, dict[str, str]] = {role: {"FABRIC_SECRET": secret} for role in (GATEWAY, RECORDER)}
+    for role in WORKERS:
+        if role.tier:
+            variables[role] = {"FABRIC_ZONE_KEYS": WorkerKeys.of(secrets_, zones[role.tier]).dump()}
+    return variables
 
 
 def _variables(

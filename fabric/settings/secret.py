@@ -31,6 +31,18 @@ def secrets_of(settings: Settings) -> Secrets:
         ) from None
 
 
+def kept_secret(settings: Settings) -> str | None:
+    """What ``FABRIC_SECRET`` holds or could hold, if there is one. Raises ``ConfigError``."""
+    if settings.secret:
+        return settings.secret
+    path = settings.data_dir / _FILE
+    try:
+        text = _read(path)
+    except OSError as error:
+        raise ConfigError(f"The fabric's secret in {path} can't be read ({error.strerror}).") from None
+    return text.strip() if text else None
+
+
 def _read(path: Path) -> str | None:
     try:
         with path.open(encoding="ascii", errors="replace") as file:

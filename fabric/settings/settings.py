@@ -45,6 +45,10 @@ class Options(BaseModel):
     #: What API keys are hashed, the audit trail and files of batches are sealed with; ``new,old`` while it changes.
     #: Without one, it is made and kept in the data directory. Never shown.
     secret: str | None = Field(None, repr=False)
+    #: What a worker opens its jobs with, where it hasn't the secret. Never shown.
+    zone_keys: str | None = Field(None, repr=False)
+    #: The same, in a file.
+    zone_keys_file: Path | None = None
     #: Everything that a run writes.
     data_dir: Path = Path(".fabric")
     #: Without one, ``fabric up`` runs a Valkey of its own. URLs may hold passwords: never shown.
@@ -106,6 +110,8 @@ class Settings(BaseModel):
     tls_cert: Path | None
     tls_key: Path | None
     secret: str | None = Field(repr=False)
+    zone_keys: str | None = Field(None, repr=False)
+    zone_keys_file: Path | None = None
     data_dir: Path
     redis_url: str = Field(repr=False)
     broker_url: str = Field(repr=False)
@@ -134,6 +140,8 @@ def resolve(options: Options, catalog: Catalog, config: Path | None, webhooks: t
         tls_cert=options.tls_cert,
         tls_key=options.tls_key,
         secret=options.secret,
+        zone_keys=options.zone_keys,
+        zone_keys_file=options.zone_keys_file,
         data_dir=data_dir,
         redis_url=redis_url,
         broker_url=options.broker_url or broker_on(redis_url),

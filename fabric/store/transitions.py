@@ -515,12 +515,13 @@ def cancel(job_ids: Sequence[str]) -> Command[list[str]]:
 def replay(job_ids: Sequence[str]) -> Command[list[str]]:
     """Answers the state of each job afterwards, ``""`` if unknown; ``over`` where a budget has no room, ``unready``
     where one isn't open. Only parked jobs move. They count in the windows of budgets in which they were accepted."""
-    return call("replay", [argument for job_id in job_ids for argument in (job_id, "", "=")], _words)
+    return call("replay", [argument for job_id in job_ids for argument in (job_id, "", "=", "")], _words)
 
 
-def replay_as(spec: JobSpec, charges: str) -> Command[list[str]]:
-    """The same for one job, which is ``spec`` from now on, with what to reserve of budgets (as of ``NewJob``)."""
-    return call("replay", [spec.id, spec.dump(), charges], _words)
+def replay_as(spec: JobSpec, charges: str, payload: bytes = b"") -> Command[list[str]]:
+    """The same for one job, which is ``spec`` from now on, with what to reserve of budgets (as of ``NewJob``), and with
+    that ``payload`` if there is one."""
+    return call("replay", [spec.id, spec.dump(), charges, payload], _words)
 
 
 def drop(job_ids: Sequence[str]) -> Command[list[int]]:

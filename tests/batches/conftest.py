@@ -25,8 +25,10 @@ from fabric.contracts.catalog import Catalog, Deployment, Model
 from fabric.contracts.errors import EngineRejected, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobState, Measures, Usage
+from fabric.contracts.job_seals import HomeSeals, WorkerSeals
 from fabric.contracts.sealed import Seals
 from fabric.contracts.secret import Secrets
+from fabric.contracts.zones import WorkerKeys
 from fabric.ledger import Ledger, batches, files
 from fabric.ledger.batches import Batch, NewBatch
 from fabric.ledger.files import File
@@ -51,7 +53,9 @@ CATALOG = Catalog(
     )
 )
 WAIT_S = 120.0
-SEALS = Seals(Secrets(["s" * 32]))
+SECRETS = Secrets(["s" * 32])
+SEALS, HOME = Seals(SECRETS), HomeSeals(SECRETS)
+WORKER_SEALS = WorkerSeals(WorkerKeys.of(SECRETS, ["local", "cloud"]))
 
 
 def request(custom_id: str, text: str = "Hello", **body: Any) -> dict[str, Any]:
@@ -158,6 +162,14 @@ class Desk:
 
         return self.until(turn)
 
+    def request(self, job: Claimed) -> dict[str, Any]:
+        """As its worker opens it."""
+        opened: dict[str, Any] = orjson.loads(WORKER_SEALS.request(job.spec, job.payload))
+        return opened
+
+    def succeed(self, job: Claimed, result: bytes) -> Outcome:
+        return Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, WORKER_SEALS.answer(job.spec, result))
+
     def output(self, batch_id: str) -> list[dict[str, Any]]:
         return self.lines(self.found(batch_id).output_file_id)
 
@@ -175,12 +187,12 @@ class Desk:
 
     def service(self, store: Store | None = None, **options: Any) -> BatchService:
         fixed: dict[str, Any] = {"homecoming_ms": 3_000, "still_s": 1.0, "term_ms": 1_000, "look_s": 0.2}
-        return BatchService(store or self.store, self.ledger, self.storage, self.catalog, **(fixed | options))
+        return BatchService(store or self.store, self.ledger, self.storage, HOME, self.catalog, **(fixed | options))
 
     def recorder(self, store: Store | None = None, **options: Any) -> Recorder:
         used = store or self.store
         fixed: dict[str, Any] = {"recorded": lambda: used(wake.wake()), "takeover_ms": 500, "block_ms": 200}
-        return Recorder(used, self.ledger, SEALS, **(fixed | options))
+        return Recorder(used, self.ledger, SEALS, HOME, **(fixed | options))
 
     @contextmanager
     def serving(self, **options: Any) -> Iterator[None]:
@@ -217,7 +229,7 @@ Answer = Callable[[Claimed], Outcome]
 
 def reply(job: Claimed) -> Outcome:
     """What a small engine answers; a message that says ``fail`` is refused."""
-    body = orjson.loads(job.payload)["body"]
+    body = orjson.loads(WORKER_SEALS.request(job.spec, job.payload))["body"]
     text = body["messages"][-1]["content"] if "messages" in body else ""
     if text == "fail":
         error = EngineRejected("The engine doesn't like it.").info
@@ -226,7 +238,9 @@ def reply(job: Claimed) -> Outcome:
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     result = orjson.dumps({"object": "chat.completion", "choices": [choice], "usage": usage})
     measures = Measures(engine_s=0.25, usage=Usage(3, 5), cost_usd=0.001).dump()
-    return Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, result, measures=measures)
+    return Outcome(
+        job.spec.id, job.attempt, JobState.SUCCEEDED, WORKER_SEALS.answer(job.spec, result), measures=measures
+    )
 
 
 @dataclass

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fabric.contracts.catalog import Catalog
-from fabric.contracts.job import JobState
 from fabric.store import transitions
-from fabric.store.transitions import Dispatch, Outcome
+from fabric.store.transitions import Dispatch
 
 if TYPE_CHECKING:
     from tests.batches.conftest import Desk
@@ -51,11 +50,11 @@ def test_lines_are_redacted_on_their_way_and_restored_in_the_output(
         attempts = desk.store(transitions.dispatch(dispatches))
         sent = [(job.spec.id, attempt) for job, attempt in zip(taken, attempts, strict=True)]
         for job in desk.store(transitions.claim("w1", sent, deployment="away")):
-            text = orjson.loads(job.payload)["body"]["messages"][0]["content"]
+            text = desk.request(job)["body"]["messages"][0]["content"]
             seen[str(job.spec.custom_id)] = text
             choice = {"index": 0, "message": {"role": "assistant", "content": f"You said: {text}"}}
             result = orjson.dumps({"choices": [choice]})
-            desk.store(transitions.commit([Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, result)]))
+            desk.store(transitions.commit([desk.succeed(job, result)]))
 
     with desk.serving():
         lines = [

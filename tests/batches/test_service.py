@@ -15,11 +15,10 @@ from fabric.batches.expand import Limits
 from fabric.contracts.budget import NANO
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.ids import line_job_id
-from fabric.contracts.job import JobState
 from fabric.ledger import batches, files, lines, usage
 from fabric.ledger.tables import batch_lines
 from fabric.store import budgets, reads, transitions
-from fabric.store.transitions import Dispatch, Outcome
+from fabric.store.transitions import Dispatch
 
 if TYPE_CHECKING:
     from tests.batches.conftest import Desk, Worker
@@ -126,7 +125,7 @@ class TestAWholeBatch:
     def test_base64_embeddings_come_as_asked(self, desk: Desk, worker: Worker) -> None:
         def embed(job: Any) -> Any:
             result = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [1.0, 0.5]}]}
-            return Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, orjson.dumps(result))
+            return desk.succeed(job, orjson.dumps(result))
 
         def ask(custom_id: str, **body: Any) -> dict[str, Any]:
             fields = {"model": "vectors", "input": "words", **body}
@@ -234,7 +233,7 @@ class TestCancelling:
         desk.cancel(batch_id)
         service.round()
         assert desk.found(batch_id).status == "cancelling"
-        desk.store(transitions.commit([Outcome(claimed.spec.id, 1, JobState.SUCCEEDED, b'{"choices":[]}')]))
+        desk.store(transitions.commit([desk.succeed(claimed, b'{"choices":[]}')]))
         desk.drive(lambda: desk.found(batch_id).open == 0, recorder.step)
         desk.drive(lambda: desk.found(batch_id).status == "cancelled", service.round)
         assert [a["custom_id"] for a in desk.output(batch_id)] == [claimed.spec.custom_id]

@@ -20,6 +20,8 @@ from redis.exceptions import RedisError
 
 from fabric.contracts.completion import Completion
 from fabric.contracts.job import JobSpec
+from fabric.contracts.job_seals import HomeSeals, ReadingZones
+from fabric.contracts.secret import Secrets
 from fabric.contracts.worker import WorkerInfo
 from fabric.store import Store, reads, transitions
 from fabric.store.transitions import NewJob
@@ -62,6 +64,11 @@ class Process:
         return self.log.read_text()
 
 
+_SECRET = "s" * 32
+_HOME = HomeSeals(Secrets([_SECRET]))
+_ZONES = ReadingZones(frozenset({"local"}), frozenset({"cloud"}))
+
+
 @dataclass
 class Fabric:
     """``deployments``: name -> what it says beside that. They all serve a model of their own name."""
@@ -95,6 +102,7 @@ class Fabric:
             "FABRIC_REDIS_URL": self.valkey.url,
             "FABRIC_BROKER_URL": self.broker_url,
             "PYTHONPATH": str(Path(__file__).parents[2]),
+            "FABRIC_SECRET": _SECRET,
             **self.settings,
         }
 
@@ -131,8 +139,15 @@ class Fabric:
         body = {"messages": [{"role": "user", "content": content}]}
         payload = orjson.dumps({"endpoint": values["endpoint"], "body": body, "stream": False})
         for start in range(0, count, 500):
-            self.store(transitions.accept([NewJob(spec, payload) for spec in specs[start : start + 500]]))
+            chunk = specs[start : start + 500]
+            self.store(transitions.accept([NewJob(spec, _HOME.payload(spec, payload, _ZONES)) for spec in chunk]))
         return [spec.id for spec in specs]
+
+    @staticmethod
+    def opened(record: reads.JobRecord) -> bytes:
+        """Its answer."""
+        assert record.result is not None
+        return _HOME.answer(record.spec.tenant, record.spec.id, record.result)
 
     def lines(self, model: str, count: int) -> list[str]:
         """Jobs as a batch has them."""

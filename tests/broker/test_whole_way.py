@@ -93,8 +93,7 @@ def test_a_job_runs_and_its_record_says_where(fabric: Fabric, model: Any) -> Non
     (end,) = fabric.ended([job])
     assert (end.state, end.attempt, end.deployment, end.tier) == ("succeeded", 1, model("quick"), "cpu")
     record = fabric.record(job)
-    assert record.result is not None
-    assert json.loads(record.result)["choices"][0]["message"]["content"].startswith("tok tok")
+    assert json.loads(fabric.opened(record))["choices"][0]["message"]["content"].startswith("tok tok")
     assert record.decision is not None
     assert record.decision["plan"][0]["deployment"] == model("quick")
 

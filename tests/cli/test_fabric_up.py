@@ -18,6 +18,7 @@ import psutil
 import pytest
 import redis
 
+from fabric.contracts.zones import WorkerKeys
 from fabric.settings.settings import socket_path
 from fabric.store.embedded import server_command
 
@@ -279,12 +280,15 @@ def test_each_process_gets_the_secrets_that_it_needs_and_no_others(up: Up) -> No
     config.write_text(WITH_KEYS)
     up.environ |= {**secrets, "FABRIC_CONFIG": str(config)}
     up.start().ready()
-    held = {}
+    held, zones = {}, {}
     for name, pid in up.pids().items():
         environ = psutil.Process(pid).environ()
         # Valkey writes its title over its environment.
         assert name == "valkey" or environ["STAND_IN"] == str(up.folder)
         held[name] = {variable for variable in secrets if any(secrets[variable] in text for text in environ.values())}
+        if keys := environ.get("FABRIC_ZONE_KEYS"):
+            zones[name] = WorkerKeys.parse(keys).zones
+    assert zones == {"worker-cpu": {"local"}, "worker-gpu": {"local"}, "worker-cloud": {"cloud"}}
     assert held == {
         "valkey": set(),
         "scheduler": set(),

@@ -17,7 +17,7 @@ from workers.engines.vllm_options import VllmOptions
 
 #: Of other projects' images: variables that are theirs, not ours.
 FOREIGN = re.compile(r"^(RABBITMQ|POSTGRES|GF)_[A-Z_]+$")
-ONE_SHOTS = {"migrate"}
+ONE_SHOTS = {"migrate", "zone-keys"}
 
 
 def seconds(duration: str) -> float:
@@ -27,7 +27,7 @@ def seconds(duration: str) -> float:
 
 def test_the_roles_and_profiles_are_there(compose: Any) -> None:
     always = {name for name, service in compose.services.items() if "profiles" not in service}
-    assert always == {"valkey", "migrate", "api", "scheduler", "recorder", "cpu-worker"}
+    assert always == {"valkey", "migrate", "zone-keys", "api", "scheduler", "recorder", "cpu-worker"}
     profiles = {name: service["profiles"] for name, service in compose.services.items() if "profiles" in service}
     assert profiles == {
         "gpu-worker": ["gpu"],
@@ -147,7 +147,13 @@ def test_gpus_are_reserved_and_shared_out_by_one_gpu(compose: Any) -> None:
 def test_secrets_reach_only_who_needs_them(compose: Any) -> None:
     for name in compose.of_ours:
         has_ledger = "FABRIC_DATABASE_URL" in compose.environment(name)
-        assert has_ledger == (name in ("api", "recorder", "migrate")), name
+        assert has_ledger == (name in ("api", "recorder", "migrate", "zone-keys")), name
+        keys = {volume for volume in compose.services[name].get("volumes", ()) if volume.startswith("keys-")}
+        mounted = {"cpu-worker": "local", "gpu-worker": "local", "cloud-worker": "cloud"}
+        if name in mounted:
+            assert keys == {f"keys-{mounted[name]}:/keys:ro"}
+        else:
+            assert len(keys) == (2 if name == "zone-keys" else 0)
     assert [name for name, service in compose.services.items() if "env_file" in service] == ["cloud-worker"]
 
 

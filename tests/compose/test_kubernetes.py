@@ -209,9 +209,13 @@ def test_images_have_the_names_that_compose_builds(compose: Any, folder: Path, w
     assert {image["name"] for image in overlay(folder, "gpu")["images"]} == used
 
 
+#: Secrets that whoever installs it makes.
+_BY_HAND = ("fabric-store", "fabric-zone-keys", "fabric-provider-keys", "fabric-huggingface")
+
+
 def test_what_is_referred_to_exists(built: list[dict[str, Any]]) -> None:
     there = {(resource["kind"], resource["metadata"]["name"]) for resource in built}
-    by_hand = {("Secret", name) for name in ("fabric-store", "fabric-provider-keys", "fabric-huggingface")}
+    by_hand = {("Secret", name) for name in _BY_HAND}
     for name, pod in pods(built):
         text = yaml.safe_dump(pod)
         claims = re.findall(r"claimName: (\S+)", text)

@@ -45,6 +45,7 @@ class Stack:
             "FABRIC_DATA_DIR": str(self.folder / "data"),
             "FABRIC_HOST": "127.0.0.1",
             "FABRIC_PORT": str(self.port),
+            "FABRIC_ZONE_KEYS_FILE": str(self.folder / "keys" / "local" / "zone-keys"),
         }
         # On loopback nobody has to be told that there are no keys.
         given = {name: here.get(name, value) for name, value in given.items()}
@@ -52,13 +53,18 @@ class Stack:
         return {**kept, **given, "PYTHONPATH": str(ROOT)}
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", "fabric.cli", *self.compose.services[service]["command"]]
+        words = [word if word != "/keys" else str(self.folder / "keys") for word in self._words(service)]
+        command = [sys.executable, "-P", "-m", "fabric.cli", *words]
         with (self.folder / f"{service}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, env=self.environ(service), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.processes[service] = process
         return process
+
+    def _words(self, service: str) -> list[str]:
+        words: list[str] = self.compose.services[service]["command"]
+        return words
 
     def start_valkey(self) -> None:
         words = [str(self.folder) if word == "/data" else word for word in self.compose.services["valkey"]["command"]]
@@ -108,6 +114,7 @@ def stack(compose: Any) -> Iterator[Stack]:
         try:
             stack.start_valkey()
             assert stack.start("migrate").wait(timeout=START_S) == 0, (stack.folder / "migrate.log").read_text()
+            assert stack.start("zone-keys").wait(timeout=START_S) == 0, (stack.folder / "zone-keys.log").read_text()
             for service in ("recorder", "scheduler", "cpu-worker", "api"):
                 stack.start(service)
             for service in ("recorder", "scheduler", "cpu-worker", "api"):

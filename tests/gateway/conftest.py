@@ -26,8 +26,10 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision, Scored
 from fabric.contracts.errors import Cancelled, EngineError, ErrorInfo, Unavailable
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.job_seals import WorkerSeals
 from fabric.contracts.secret import Secrets
 from fabric.contracts.worker import WorkerInfo
+from fabric.contracts.zones import WorkerKeys
 from fabric.gateway import BoundedHttp, GatewaySettings, create_app
 from fabric.gateway.gateway import Gateway
 from fabric.ledger import Ledger, upgrade
@@ -58,6 +60,11 @@ MEASURES = Measures(engine_s=0.1, usage=USAGE, cost_usd=0.000002, served_model="
 ENGINE_ERROR = EngineError("The engine stumbled.").info
 
 
+#: Of the gateway, and of who plays its workers.
+SECRETS = Secrets(["s" * 32])
+SEALS = WorkerSeals(WorkerKeys.of(SECRETS, ["local", "cloud"]))
+
+
 def eventually(look: Callable[[], Any]) -> Any:
     """What ``look`` answers as soon as that is something."""
     until = time.monotonic() + PATIENCE_S
@@ -85,16 +92,18 @@ class Running:
 
     @property
     def body(self) -> dict[str, Any]:
-        body: dict[str, Any] = orjson.loads(self.claimed.payload)["body"]
+        body: dict[str, Any] = orjson.loads(SEALS.request(self.spec, self.claimed.payload))["body"]
         return body
 
     def say(self, *texts: str) -> None:
         """Pieces of a streamed answer, all at once."""
-        pieces = [Piece(self.spec.id, self.claimed.attempt, _token(self.spec, text)) for text in texts]
+        bodies = [SEALS.piece(self.spec, _token(self.spec, text)) for text in texts]
+        pieces = [Piece(self.spec.id, self.claimed.attempt, body) for body in bodies]
         assert self.store(transitions.emit(pieces)) == [1] * len(pieces)
 
     def succeed(self, text: str = "hello there") -> None:
-        self._commit(Outcome(self.spec.id, self.claimed.attempt, JobState.SUCCEEDED, _result(self, text)))
+        result = SEALS.answer(self.spec, _result(self, text))
+        self._commit(Outcome(self.spec.id, self.claimed.attempt, JobState.SUCCEEDED, result))
 
     def fail(self, error: ErrorInfo = ENGINE_ERROR, state: JobState = JobState.FAILED) -> None:
         self._commit(Outcome(self.spec.id, self.claimed.attempt, state, error=error))
@@ -337,7 +346,7 @@ def _settings(valkey: Valkey, folder: Path, migrated: Path) -> GatewaySettings:
         redis_url=valkey.url,
         database_url=f"sqlite:///{folder / 'ledger.sqlite3'}",
         files_dir=folder / "files",
-        secrets=Secrets(["s" * 32]),
+        secrets=SECRETS,
         return_s=0.3,
     )
 

@@ -9,6 +9,8 @@ import pytest
 from fabric.contracts.errors import NoEligibleDeployment
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.job_seals import HomeSeals, ReadingZones
+from fabric.contracts.secret import Secrets
 from fabric.store import Store, bad_messages, reads, transitions
 from fabric.store.transitions import NewJob, Rejection
 
@@ -33,7 +35,8 @@ def parked(http: httpx.Client, worker: Worker) -> str:
 def without_attempts(store: Store, tenant: str = "default") -> str:
     """Parked by the scheduler: it had nowhere to go."""
     spec = JobSpec(id=new_id("job"), endpoint=CHAT, model="small", tenant=tenant)
-    store(transitions.accept([NewJob(spec, b"{}")]))
+    sealed = HomeSeals(Secrets(["s" * 32])).payload(spec, b"{}", ReadingZones(frozenset({"local"}), frozenset()))
+    store(transitions.accept([NewJob(spec, sealed)]))
     store(transitions.take([(spec.lane, 1)]))
     store(transitions.reject([Rejection(spec.id, JobState.DEAD, NoEligibleDeployment("Nowhere.").info)]))
     return spec.id

@@ -23,7 +23,7 @@ async def numbers(follow: Follow) -> list[int]:
 
 
 async def test_all_that_came_is_read_at_once_and_once() -> None:
-    follow = Follow("job")
+    follow = Follow("job", "default")
     log(follow, "queued", "running", "token")
     assert await numbers(follow) == [1, 2, 3]
     reading = asyncio.create_task(numbers(follow))
@@ -34,7 +34,7 @@ async def test_all_that_came_is_read_at_once_and_once() -> None:
 
 
 async def test_who_waits_for_the_end_hears_nothing_else() -> None:
-    follow = Follow("job", final_only=True)
+    follow = Follow("job", "default", final_only=True)
     reading = asyncio.create_task(numbers(follow))
     await asyncio.sleep(0)
     log(follow, "running", "token")
@@ -45,7 +45,7 @@ async def test_who_waits_for_the_end_hears_nothing_else() -> None:
 
 
 async def test_a_failure_comes_after_what_was_there() -> None:
-    follow = Follow("job")
+    follow = Follow("job", "default")
     log(follow, "token")
     follow.fail(ValueError())
     assert await numbers(follow) == [1]
@@ -54,7 +54,7 @@ async def test_a_failure_comes_after_what_was_there() -> None:
 
 
 async def test_a_nudge_wakes_with_nothing() -> None:
-    follow = Follow("job")
+    follow = Follow("job", "default")
     reading = asyncio.create_task(follow.read())
     await asyncio.sleep(0)
     follow.nudge()
@@ -72,7 +72,7 @@ async def test_a_nudge_wakes_with_nothing() -> None:
     ],
 )
 async def test_only_the_last_run_of_a_replayed_job_counts(kinds: tuple[str, ...], ended: bool, left: list[int]) -> None:
-    follow = Follow("job")
+    follow = Follow("job", "default")
     log(follow, *kinds)
     follow.only_last_run(ended=ended)
     assert await numbers(follow) == left

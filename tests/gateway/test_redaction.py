@@ -16,6 +16,9 @@ import pytest
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.decision import Decision
 from fabric.contracts.job import JobState
+from fabric.contracts.job_seals import WorkerSeals
+from fabric.contracts.secret import Secrets
+from fabric.contracts.zones import WorkerKeys
 from fabric.ledger import audit
 from fabric.store import Store, transitions
 from fabric.store.transitions import Claimed, Dispatch, Outcome, Piece
@@ -77,19 +80,23 @@ class Cloud:
                 "object": "chat.completion.chunk",
                 "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
             }
-            body = orjson.dumps({"type": "token", "chunk": chunk})
+            body = SEALS.piece(job.spec, orjson.dumps({"type": "token", "chunk": chunk}))
             assert self.store(transitions.emit([Piece(job.spec.id, job.attempt, body)])) == [1]
 
     def answer(self, job: Claimed, message: dict[str, Any] | None = None, **fields: Any) -> None:
         result = b""
         if message is not None:
             choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop", **fields}
-            result = orjson.dumps({"object": "chat.completion", "choices": [choice]})
+            result = SEALS.answer(job.spec, orjson.dumps({"object": "chat.completion", "choices": [choice]}))
         assert self.store(transitions.commit([Outcome(job.spec.id, job.attempt, JobState.SUCCEEDED, result)])) == [1]
 
 
+#: As the gateway's own (``conftest.py``).
+SEALS = WorkerSeals(WorkerKeys.of(Secrets(["s" * 32]), ["local", "cloud"]))
+
+
 def seen(job: Claimed) -> str:
-    return str(orjson.loads(job.payload)["body"]["messages"][0]["content"])
+    return str(orjson.loads(SEALS.request(job.spec, job.payload))["body"]["messages"][0]["content"])
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ import pytest
 from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.job_seals import HomeSeals, WorkerSeals
 from fabric.contracts.sealed import Seals
 from fabric.contracts.secret import Secrets
+from fabric.contracts.zones import WorkerKeys
 from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch, NewBatch
 from fabric.ledger.lines import EndedLine, NewLine
@@ -22,6 +24,8 @@ from fabric.store import Store, reads, transitions
 from fabric.store.transitions import Dispatch, NewJob, Outcome
 
 EXPIRES_MS = 4_000_000_000_000
+SECRETS = Secrets(["s" * 32])
+SEALS = WorkerSeals(WorkerKeys.of(SECRETS, ["local"]))
 FAILED: ErrorInfo = EngineError("The engine stumbled.").info
 
 
@@ -80,7 +84,8 @@ class Ended:
         attempt = self.run(spec)
         error = None if state is JobState.SUCCEEDED else FAILED
         measures = Measures(engine_s=0.5, usage=Usage(3, 4), cost_usd=0.01).dump()
-        outcome = Outcome(spec.id, attempt, state, result if error is None else b"", error, measures)
+        sealed = SEALS.answer(spec, result)
+        outcome = Outcome(spec.id, attempt, state, sealed if error is None else b"", error, measures)
         assert self.store(transitions.commit([outcome])) == [1]
         return spec.id
 
@@ -110,4 +115,4 @@ def ended(store: Store, ledger: Ledger) -> Ended:
 
 @pytest.fixture
 def recorder(store: Store, ledger: Ledger) -> Recorder:
-    return Recorder(store, ledger, Seals(Secrets(["s" * 32])), takeover_ms=0)
+    return Recorder(store, ledger, Seals(SECRETS), HomeSeals(SECRETS), takeover_ms=0)

@@ -10,6 +10,7 @@ from fabric.cli import boundaries
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.sealed import Seals
 from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger
@@ -56,8 +57,10 @@ def rejected(store: Store, ledger: Ledger, notebook: Notebook, error: ErrorInfo 
     told = error or refusal(spec, decision, CATALOG)
     store(transitions.reject([Rejection(spec.id, JobState.FAILED, told, decision.dump())]))
     trail = cast(Trail, notebook)
+    secrets = Secrets(["s" * 32])
     Recorder(
-        store, ledger, Seals(Secrets(["s" * 32])), ended=lambda completion: boundaries.note_blocked(trail, completion)
+        *(store, ledger, Seals(secrets), HomeSeals(secrets)),
+        ended=lambda completion: boundaries.note_blocked(trail, completion),
     ).step()
 
 

@@ -11,6 +11,7 @@ import pytest
 from fabric import recorder as module
 from fabric.contracts.errors import EngineError, Unavailable
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.sealed import Seals, of_line
 from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger, costs, usage
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from tests.recorder.conftest import Ended
 
 
-SEALS = Seals(Secrets(["s" * 32]))
+SECRETS = Secrets(["s" * 32])
+SEALS, HOME = Seals(SECRETS), HomeSeals(SECRETS)
 
 
 def drain(recorder: Recorder) -> int:
@@ -126,7 +128,7 @@ class TestLines:
 
     def test_the_batch_service_is_called_once_per_round(self, ended: Ended, store: Store, ledger: Ledger) -> None:
         calls: list[int] = []
-        recorder = Recorder(store, ledger, SEALS, recorded=lambda: calls.append(1))
+        recorder = Recorder(store, ledger, SEALS, HOME, recorded=lambda: calls.append(1))
         ended.batch(3)
         ended.job()
         drain(recorder)
@@ -142,7 +144,7 @@ class TestCrashes:
         ended.batch(3)
         for number in (1, 2, 3):
             ended.line(number)
-        dead = Recorder(store, recorder._ledger, SEALS)
+        dead = Recorder(store, recorder._ledger, SEALS, HOME)
         assert len(dead._read(1)) == 3
         assert drain(recorder) == 3
         assert ended.found().completed == 3
@@ -150,7 +152,7 @@ class TestCrashes:
     def test_killed_after_the_commit(self, ended: Ended, recorder: Recorder, store: Store, ledger: Ledger) -> None:
         ended.batch(2)
         jobs = [ended.line(1), ended.line(2, JobState.FAILED)]
-        dead = Recorder(store, ledger, SEALS)
+        dead = Recorder(store, ledger, SEALS, HOME)
         dead._write(dead._read(1))
         assert drain(recorder) == 2
         assert (ended.found().completed, ended.found().failed) == (1, 1)
@@ -163,7 +165,7 @@ class TestCrashes:
     ) -> None:
         for _ in range(3):
             ended.job(tags=("a",))
-        dead = Recorder(store, ledger, SEALS)
+        dead = Recorder(store, ledger, SEALS, HOME)
         dead._write(dead._read(1))
         ended.job(tags=("a",))
         assert drain(recorder) == 4
@@ -212,7 +214,7 @@ class TestCrashes:
     def test_one_that_leaves_is_forgotten_unless_it_holds_something(
         self, ended: Ended, store: Store, ledger: Ledger
     ) -> None:
-        tidy, holding = Recorder(store, ledger, SEALS), Recorder(store, ledger, SEALS)
+        tidy, holding = Recorder(store, ledger, SEALS, HOME), Recorder(store, ledger, SEALS, HOME)
         ended.job()
         tidy.step()
         ended.job()
@@ -228,7 +230,7 @@ class TestCrashes:
         self, ended: Ended, store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "_FORGET_READER_MS", -1)
-        dead, holding, live = (Recorder(store, ledger, SEALS) for _ in range(3))
+        dead, holding, live = (Recorder(store, ledger, SEALS, HOME) for _ in range(3))
         dead.step()
         ended.job()
         holding._read(1)
@@ -240,7 +242,7 @@ class TestCrashes:
         ended.batch(40)
         for number in range(1, 41):
             ended.line(number)
-        one, two = Recorder(store, ledger, SEALS), Recorder(store, ledger, SEALS)
+        one, two = Recorder(store, ledger, SEALS, HOME), Recorder(store, ledger, SEALS, HOME)
         counts = [one.step(), two.step(), one.step(), two.step()]
         assert sum(counts) == 40
         assert all(counts[:2])

@@ -173,7 +173,9 @@ def new_house(
                 rabbitmq.start()
             options += ["--rabbitmq", f"amqp://127.0.0.1:{rabbitmq.port}/house"]
         access = written(folder / "access", *options)
-        valkey = new_valkey(options=("--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(access / "redis.acl")))
+        valkey = new_valkey(
+            options=("--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(access / "redis.acl"))
+        )
         if rabbitmq:
             load(rabbitmq, access / "rabbitmq.json", "house")
         houses.append(House(folder, access, valkey, models, rabbitmq, variables))

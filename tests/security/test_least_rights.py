@@ -56,7 +56,9 @@ class TestAWholeFabric:
         with house.http() as http:
             headers = {"Idempotency-Key": f"once-{time.time_ns()}"}
             job = http.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": chat("far")}, headers=headers)
-            again = http.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": chat("far")}, headers=headers)
+            again = http.post(
+                "/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": chat("far")}, headers=headers
+            )
             assert again.json()["id"] == job.json()["id"]
             assert "succeeded" in http.get(f"/v1/jobs/{job.json()['id']}/events").text
             for path in ("/v1/jobs", "/v1/tiers", "/metrics", "/v1/usage", "/v1/costs", "/v1/models", "/console"):
@@ -94,7 +96,9 @@ class TestAWholeFabric:
             file = http.post("/v1/files", files={"file": ("in.jsonl", content)}, data={"purpose": "batch"}).json()["id"]
             asked = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
             batch = http.post("/v1/batches", json=asked).json()["id"]
-            done = until(lambda: (b := http.get(f"/v1/batches/{batch}").json())["status"] == "completed" and b, house.logs)
+            done = until(
+                lambda: (b := http.get(f"/v1/batches/{batch}").json())["status"] == "completed" and b, house.logs
+            )
             output = http.get(f"/v1/files/{done['output_file_id']}/content").text
             assert {row["custom_id"] for row in lines_of(output)} == {str(n) for n in range(40)}
 

@@ -22,9 +22,15 @@ from fabric.contracts.errors import (
     Unavailable,
 )
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
+from fabric.contracts.job_seals import HomeSeals, ReadingZones, WorkerSeals
+from fabric.contracts.secret import Secrets
+from fabric.contracts.zones import WorkerKeys
 from fabric.store.transitions import Claimed, Failure, Outcome, Piece
 from workers.engines.engine import Answer, Emit, Engine, Request
 from workers.runner import Runner
+
+SECRETS = Secrets.passing()
+HOME, SEALS = HomeSeals(SECRETS), WorkerSeals(WorkerKeys.of(SECRETS, ["local"]))
 
 Act = Callable[[Request, Emit], Awaitable[Answer]]
 
@@ -67,7 +73,7 @@ class Bench:
         self.ends = Ends()
         self.engine = Scripted(act, slots)
         self.done: list[str] = []
-        self.runner = Runner({"d": self.engine}, self.ends, self.done.append)  # type: ignore[arg-type]
+        self.runner = Runner({"d": self.engine}, self.ends, self.done.append, SEALS)  # type: ignore[arg-type]
 
     async def run(self, *jobs: Claimed) -> None:
         """Until all are over."""
@@ -83,7 +89,8 @@ class Bench:
 def job(number: int = 1, *, attempt: int = 1, failures: int = 0, **fields: Any) -> Claimed:
     spec = JobSpec(**({"id": f"job_{number}", "endpoint": "/v1/chat/completions", "model": "m"} | fields))
     body = {"messages": [{"role": "user", "content": "my secret"}]}
-    payload = orjson.dumps({"endpoint": spec.endpoint, "body": body, "stream": spec.stream})
+    plain = orjson.dumps({"endpoint": spec.endpoint, "body": body, "stream": spec.stream})
+    payload = HOME.payload(spec, plain, ReadingZones(frozenset({"local"}), frozenset()))
     left_ms = None if spec.deadline_ms is None else spec.deadline_ms - int(time.time() * 1000)
     return Claimed(spec, attempt, payload, failures, left_ms)
 
@@ -124,7 +131,7 @@ class TestAnAnswer:
         await bench.run(job(attempt=3))
         outcome = bench.outcome()
         assert (outcome.job_id, outcome.attempt, outcome.state) == ("job_1", 3, JobState.SUCCEEDED)
-        assert orjson.loads(outcome.result) == {"choices": []}
+        assert orjson.loads(HOME.answer("default", outcome.job_id, outcome.result)) == {"choices": []}
         measures = Measures.load(outcome.measures)
         assert measures.cost_usd == pytest.approx(200e-6)
         assert (measures.usage.output_tokens, measures.served_model) == (50, "org/model")
@@ -151,7 +158,10 @@ class TestAnAnswer:
         bench = Bench(act)
         await bench.run(job(attempt=2, stream=True))
         assert [(p.job_id, p.attempt) for p in bench.ends.pieces] == [("job_1", 2)] * 2
-        assert orjson.loads(bench.ends.pieces[1].body) == {"type": "token", "chunk": {"choices": [2]}}
+        assert orjson.loads(HOME.event("default", "job_1", bench.ends.pieces[1].body)) == {
+            "type": "token",
+            "chunk": {"choices": [2]},
+        }
         assert bench.outcome().result == b""
         assert Measures.load(bench.outcome().measures).first_token_s == 0.5
 
@@ -241,10 +251,19 @@ class TestAFailure:
         await bench.run(job())
         assert len(bench.ends.failures) == 1
 
-    async def test_a_payload_that_is_gone_is_one(self) -> None:
+    @pytest.mark.parametrize("payload", [b"", b"{}", job(2).payload])
+    async def test_a_text_that_is_gone_plain_or_anothers_ends_the_job(self, payload: bytes) -> None:
         bench = Bench(answer)
-        await bench.run(Claimed(job().spec, 1, b""))
-        assert len(bench.ends.failures) == 1
+        await bench.run(Claimed(job().spec, 1, payload))
+        assert (error := bench.outcome().error) is not None
+        assert (error.code, error.fault) == ("broken_seal", "fabric")
+
+    async def test_a_text_for_other_zones_goes_elsewhere(self) -> None:
+        bench = Bench(answer)
+        foreign = HOME.payload(job().spec, b"{}", ReadingZones(frozenset(), frozenset({"cloud"})))
+        await bench.run(Claimed(job().spec, 1, foreign))
+        (failure,) = bench.ends.failures
+        assert (failure.error.code, failure.action) == ("label_forbids", "leave")
 
     async def test_takes_no_other_job_along(self) -> None:
         async def act(request: Request, emit: Emit) -> Answer:

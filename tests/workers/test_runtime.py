@@ -15,7 +15,10 @@ import pytest
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.job_seals import HomeSeals, ReadingZones
+from fabric.contracts.secret import Secrets
 from fabric.contracts.worker import WorkerInfo
+from fabric.contracts.zones import WorkerKeys
 from fabric.store import Store, bad_messages, reads, transitions
 from fabric.store.transitions import Dispatch, NewJob
 from workers import runtime as runtime_module
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 FOREVER_MS = 600_000
 
 
+SECRETS = Secrets.passing()
+HOME = HomeSeals(SECRETS)
+
+
 class Scene:
     def __init__(self, valkey: Valkey, store: Store) -> None:
         self.valkey = valkey
@@ -37,7 +44,7 @@ class Scene:
 
     def worker(self, *, slots: int = 4, **options: Any) -> Runtime:
         deployment = Deployment(name="d", engine="mock", tier="cpu", slots=slots, options=options)
-        runtime = Runtime(self.valkey.url, "cpu", [deployment])
+        runtime = Runtime(self.valkey.url, "cpu", [deployment], WorkerKeys.of(SECRETS, ["local"]))
         runtime.start()
         self.runtimes.append(runtime)
         return runtime
@@ -47,7 +54,8 @@ class Scene:
         values = {"endpoint": "/v1/chat/completions", "model": "m", "priority": "standard"} | fields
         specs = [JobSpec(id=f"job_{next(self._numbers):026}", **values) for _ in range(count)]
         payload = orjson.dumps({"endpoint": values["endpoint"], "body": {"messages": []}, "stream": False})
-        self.store(transitions.accept([NewJob(spec, payload) for spec in specs]))
+        sealed = [HOME.payload(spec, payload, ReadingZones(frozenset({"local"}), frozenset())) for spec in specs]
+        self.store(transitions.accept(map(NewJob, specs, sealed)))
         self.store(transitions.take([(specs[0].lane, count)]))
         attempts = self.store(transitions.dispatch([Dispatch(s.id, "d", "cpu", b"{}") for s in specs]))
         return list(zip((s.id for s in specs), attempts, strict=True))

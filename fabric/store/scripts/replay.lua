@@ -1,9 +1,10 @@
 -- Parked jobs line up again under the same id, with their history and a clean slate: deaths, failures, money spent
 -- and places that were tried count from nothing.
--- ARGV: per job: id, spec ('' for the one that it has), what to reserve of budgets ('=': the same, in the same windows).
+-- ARGV: per job: id, spec ('' for the one that it has), what to reserve of budgets ('=': the same, in the same windows),
+--   payload ('' for the one that it has).
 -- Returns per job its state after the call, 'over' or 'unready' for what stays parked by a budget, or '' when unknown.
 local answers = {}
-for i = 1, #ARGV, 3 do
+for i = 1, #ARGV, 4 do
   local id = ARGV[i]
   local j = load(id)
   local answer = j and j.state or ''
@@ -26,6 +27,7 @@ for i = 1, #ARGV, 3 do
     if charges then redis.call('HSET', key, 'charges', charges) else redis.call('HDEL', key, 'charges') end
     if j.limits then redis.call('HSET', key, 'limits', take_again(j.limits, tonumber(at))) end
     if ARGV[i + 1] ~= '' then redis.call('HSET', key, 'spec', ARGV[i + 1]) end
+    if ARGV[i + 3] ~= '' then redis.call('SET', P .. 'payload:' .. id, ARGV[i + 3]) end
     for _, field in ipairs(redis.call('HKEYS', key)) do
       if string.sub(field, 1, 8) == 'failures' then redis.call('HDEL', key, field) end
     end
