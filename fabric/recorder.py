@@ -30,7 +30,6 @@ from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobState
 from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.payload import load_placeholders
-from fabric.contracts.sealed import Seals, of_line
 from fabric.ledger import Ledger, batches, lines, usage
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome
@@ -86,15 +85,14 @@ class _Entry:
 
 class Recorder:
     """Blocking; one thread. ``recorded`` is called when batch lines got their outcome, ``ended`` with each completion;
-    ``catalog`` has the prices that usage is compared with; answers of batch lines are opened with ``home`` and closed
-    with ``seals``, as the batches' files are, before the ledger gets them. ``announce`` writes down who is to be told
+    ``catalog`` has the prices that usage is compared with; answers of batch lines are opened with ``home``, and
+    sealed again before the ledger gets them. ``announce`` writes down who is to be told
     of completions, in the transaction that keeps them."""
 
     def __init__(
         self,
         store: Store,
         ledger: Ledger,
-        seals: Seals,
         home: HomeSeals,
         *,
         catalog: Catalog = _NO_CATALOG,
@@ -107,7 +105,6 @@ class Recorder:
         self.name = f"{socket.gethostname()}-{new_id('worker').removeprefix('worker_')}"
         self._store = store
         self._ledger = ledger
-        self._seals = seals
         self._home = home
         self._notes = Notes(store, catalog)
         self._recorded = recorded
@@ -282,7 +279,7 @@ class Recorder:
     def _kept(
         self, connection: Connection, completions: Sequence[Completion], note: Callable[[Completion], Note]
     ) -> bool:
-        changed = record(connection, completions, self._seals, self._home, note)
+        changed = record(connection, completions, self._home, note)
         self._announce(connection, completions)
         return changed
 
@@ -295,9 +292,11 @@ class Recorder:
     def _let_go(self, entries: Sequence[_Entry], beside: Beside) -> None:
         """In this order: as long as the entry is there, all of it can be done again."""
         completions = [entry.completion for entry in entries if entry.completion]
-        jobs = [done.spec.id for done in completions if not done.late]
-        if jobs:
-            self._store(transitions.forget(jobs))
+        ended = [done for done in completions if not done.late]
+        lines_ = [done.spec.id for done in ended if done.spec.batch_id and done.state != JobState.DEAD]
+        jobs = [done.spec.id for done in ended if not done.spec.batch_id or done.state == JobState.DEAD]
+        if ended:
+            self._store(transitions.forget(jobs, lines_))
         amounts = counts.tally(completions)
         beside.count_errors(amounts, completions)
         beside.count_equivalents(amounts, completions)
@@ -320,7 +319,6 @@ def _paired(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 def record(
     connection: Connection,
     completions: Sequence[Completion],
-    seals: Seals,
     home: HomeSeals,
     note: Callable[[Completion], Note] = no_note,
 ) -> bool:
@@ -336,7 +334,7 @@ def record(
     usage.add(connection, completions, note)
     changed = False
     for batch_id, batch in held.items():
-        outcomes = [outcome(done, batch, seals, home) for done in of_batches[batch_id]]
+        outcomes = [outcome(done, batch, home) for done in of_batches[batch_id]]
         completed, failed = lines.settle(connection, batch_id, outcomes)
         if completed or failed:
             batches.count(connection, batch_id, completed=completed, failed=failed)
@@ -344,7 +342,7 @@ def record(
     return changed
 
 
-def outcome(done: Completion, batch: Batch, seals: Seals, home: HomeSeals) -> Outcome:
+def outcome(done: Completion, batch: Batch, home: HomeSeals) -> Outcome:
     """What becomes of the batch line behind a completion: its answer sealed, its error as it is."""
     spec = done.spec
     line_no = spec.line_no or 0
@@ -356,7 +354,7 @@ def outcome(done: Completion, batch: Batch, seals: Seals, home: HomeSeals) -> Ou
             except BrokenSeal as broken:
                 return _failed(done, line_no, broken.info)
             body = whole(spec.endpoint, spec.id, spec.model, created, result)
-            answer = seals.seal(output_line(spec.custom_id, spec.id, body), of_line(batch.id, line_no))
+            answer = home.line(batch.id, line_no, output_line(spec.custom_id, spec.id, body))
             return Outcome(line_no, "completed", response=answer)
         case JobState.EXPIRED if spec.deadline_ms == batch.expires_ms:
             return Outcome(line_no, "expired")

@@ -20,7 +20,7 @@ from fabric.contracts.answer import packed
 from fabric.contracts.batch_line import error_line
 from fabric.contracts.errors import ErrorInfo, FabricError
 from fabric.contracts.ids import derived_id, line_job_id
-from fabric.contracts.sealed import Seals, of_line
+from fabric.contracts.job_seals import HomeSeals
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch, Status
 from fabric.ledger.files import File
@@ -52,7 +52,9 @@ _CANCELLED = BatchCancelled("The batch was cancelled before this line was run.")
 _ENDS: dict[str, ErrorInfo] = {"expired": _EXPIRED, "cancelled": _CANCELLED}
 
 
-def assemble(ledger: Ledger, storage: Storage, batch: Batch, now_ms: Callable[[], int]) -> Iterator[None]:
+def assemble(
+    ledger: Ledger, storage: Storage, home: HomeSeals, batch: Batch, now_ms: Callable[[], int]
+) -> Iterator[None]:
     """Brings a batch without open lines from ``finalizing`` or ``cancelling`` to its end.
 
     Raises:
@@ -72,7 +74,7 @@ def assemble(ledger: Ledger, storage: Storage, batch: Batch, now_ms: Callable[[]
             size = 0
             for line in page:
                 if line.state == "completed":
-                    size += output.write(_answer(batch, line, storage.seals, source))
+                    size += output.write(_answer(batch, line, home, source))
                 else:
                     size += errors.write(_error(batch, line))
                     expired = expired or line.state == "expired"
@@ -152,9 +154,9 @@ def _error(batch: Batch, line: EndedLine) -> bytes:
     return error_line(line.custom_id, job_id, line.line_no, _ENDS[line.state], answered=False)
 
 
-def _answer(batch: Batch, line: EndedLine, seals: Seals, source: BinaryIO | None) -> bytes:
+def _answer(batch: Batch, line: EndedLine, home: HomeSeals, source: BinaryIO | None) -> bytes:
     assert line.response is not None
-    answer = seals.open(line.response, of_line(batch.id, line.line_no))
+    answer = home.opened_line(batch.id, line.line_no, line.response)
     if source is None or not _wants_base64(line, source):
         return answer
     values = orjson.loads(answer)

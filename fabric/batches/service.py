@@ -76,6 +76,7 @@ class BatchService:
         self._store = store
         self._ledger = ledger
         self._storage = storage
+        self._home = home
         self._catalog = catalog
         self._limits = limits or Limits()
         self._homecoming_ms = homecoming_ms
@@ -171,7 +172,7 @@ class BatchService:
                     return False
                 return self._ledger.write(_finalize, batch.id, now)
             case "finalizing":
-                self._begin_work(batch.id, assemble(self._ledger, self._storage, batch, self._now_ms))
+                self._begin_work(batch.id, assemble(self._ledger, self._storage, self._home, batch, self._now_ms))
             case "cancelling":
                 return self._cancel(batch, in_hand, now)
         return False
@@ -189,7 +190,7 @@ class BatchService:
             if in_hand and now - (batch.cancelling_ms or 0) < self._homecoming_ms:
                 return False
             return self._ledger.write(_close, batch.id, "cancelled")
-        self._begin_work(batch.id, assemble(self._ledger, self._storage, batch, self._now_ms))
+        self._begin_work(batch.id, assemble(self._ledger, self._storage, self._home, batch, self._now_ms))
         return False
 
     def _cancel_jobs(self, batch: Batch) -> None:

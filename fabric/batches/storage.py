@@ -82,12 +82,12 @@ class Draft:
 class Storage:
     """Files in one directory, which gateways and recorders share.
 
-    ``seals``: the same for all of them; the recorder closes lines' answers with it, too.
+    ``seals``: the same for all of them.
     """
 
     def __init__(self, directory: Path, seals: Seals) -> None:
         self.directory = directory
-        self.seals = seals
+        self._seals = seals
         directory.mkdir(parents=True, exist_ok=True)
 
     def location(self, path: str) -> Path:
@@ -141,7 +141,7 @@ class Storage:
         partial = self.directory / f"{_PARTIAL}{file_id}-{secrets.token_hex(4)}"
         try:
             with partial.open("wb") as file:
-                yield Draft(SealedWriter(file, self.seals, file_id), partial, target)
+                yield Draft(SealedWriter(file, self._seals, file_id), partial, target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -163,7 +163,7 @@ class Storage:
             BrokenSeal: they aren't what was written; also raised by reading.
         """
         try:
-            return sealed_reader(self.location(path).open("rb"), self.seals, path)
+            return sealed_reader(self.location(path).open("rb"), self._seals, path)
         except FileNotFoundError:
             raise NotFound("The file's content is gone from the files directory.") from None
 

@@ -201,7 +201,7 @@ def recorder(config: Path | None) -> None:
     # Each thread waits on its own connection.
     recording, feeding, keeping, budgeting = (Store(settings.redis_url) for _ in range(4))
     secrets = secrets_of(settings)
-    seals, home = Seals(secrets), HomeSeals(secrets)
+    home = HomeSeals(secrets)
     trail = Trail(Ledger(settings.database_url, connections=1), secrets, Store(settings.redis_url))
 
     def ended(completion: Completion) -> None:
@@ -212,7 +212,6 @@ def recorder(config: Path | None) -> None:
     into_ledger = Recorder(
         recording,
         ledger,
-        seals,
         home,
         catalog=settings.catalog,
         recorded=lambda: recording(wake.wake()),
@@ -236,7 +235,7 @@ def recorder(config: Path | None) -> None:
     service = BatchService(
         feeding,
         ledger,
-        Storage(settings.files_dir, seals),
+        Storage(settings.files_dir, Seals(secrets)),
         home,
         settings.catalog,
         renewed=renewed,

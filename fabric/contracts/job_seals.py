@@ -7,6 +7,7 @@ original        home, zones of local tiers that may have it    gateways, recorde
 redacted        home, zones of the cloud that may have it      the same
 placeholders    home                                           the same
 pieces, answer  home                                           workers
+batch answers   home                                           recorders
 ==============  ============================================  =====================
 
 Where nothing was redacted, the original is for all zones that may have it. A second try (``hedge_of``) has the text of
@@ -84,6 +85,14 @@ class HomeSeals:
     def answer(self, tenant: str, job_id: str, sealed: bytes) -> bytes:
         """Raises ``BrokenSeal``."""
         return self._opener.open(sealed, about("answer", tenant, job_id)) if sealed else b""
+
+    def line(self, batch_id: str, line_no: int, answer: bytes) -> bytes:
+        """An answer as the ledger keeps it until its batch's file is written."""
+        return self._sender.seal(answer, about("line", batch_id, str(line_no)), self._home)
+
+    def opened_line(self, batch_id: str, line_no: int, sealed: bytes) -> bytes:
+        """Raises ``BrokenSeal``."""
+        return self._opener.open(sealed, about("line", batch_id, str(line_no)))
 
     def _for(self, zones: Iterable[str]) -> list[Reader]:
         return [self._home, *(self._reader(zone) for zone in sorted(zones))]

@@ -43,11 +43,6 @@ def about(role: Role, *names: str) -> bytes:
     return b"".join(b"%d:%b" % (len(part), part) for part in (role.encode(), *(name.encode() for name in names)))
 
 
-def of_line(batch_id: str, line_no: int) -> bytes:
-    """What the answer of a batch's line belongs to while the ledger has it."""
-    return about("line", batch_id, str(line_no))
-
-
 class Seals:
     """Seals with the secret in use, opens with any that still counts. For any thread."""
 

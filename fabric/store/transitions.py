@@ -534,9 +534,10 @@ def decisions(job_ids: Sequence[str]) -> Command[list[bytes]]:
     return call("decisions", job_ids, list)
 
 
-def forget(job_ids: Sequence[str]) -> Command[int]:
-    """The ledger has these: batch lines leave Redis, others leave the list of open jobs."""
-    return call("forget", [RECORD_TTL_S, *job_ids], int)
+def forget(job_ids: Sequence[str], lines: Sequence[str] = ()) -> Command[int]:
+    """The ledger has these: batch lines leave Redis, others leave the list of open jobs. ``lines``: of batches, and
+    known to have ended for good, so that nobody has to look."""
+    return call("forget", [RECORD_TTL_S, len(lines), *lines, *job_ids], int)
 
 
 @dataclass(frozen=True, slots=True)

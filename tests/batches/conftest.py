@@ -79,6 +79,7 @@ class Desk:
     database_url: str
     store: Store
     catalog: Catalog = CATALOG
+    home: HomeSeals = HOME
 
     def upload(self, lines: Iterable[bytes | dict[str, Any]], *, counted: bool = True) -> str:
         """Stores an input file; answers its id."""
@@ -192,7 +193,7 @@ class Desk:
     def recorder(self, store: Store | None = None, **options: Any) -> Recorder:
         used = store or self.store
         fixed: dict[str, Any] = {"recorded": lambda: used(wake.wake()), "takeover_ms": 500, "block_ms": 200}
-        return Recorder(used, self.ledger, SEALS, HOME, **(fixed | options))
+        return Recorder(used, self.ledger, HOME, **(fixed | options))
 
     @contextmanager
     def serving(self, **options: Any) -> Iterator[None]:

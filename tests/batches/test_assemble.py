@@ -12,7 +12,6 @@ from sqlalchemy import select, update
 from fabric.batches import assemble as module
 from fabric.batches.assemble import assemble, free
 from fabric.contracts.errors import BrokenSeal, Unavailable
-from fabric.contracts.sealed import of_line
 from fabric.ledger import batches, lines
 from fabric.ledger.lines import Outcome
 from fabric.ledger.tables import batch_lines
@@ -30,7 +29,7 @@ def settled(desk: Desk, line: Any, count: int, answer: bytes = b'{"custom_id":"c
         outcomes = [
             Outcome(n, "failed", error=b'{"n":%d}' % n)
             if n % 10 == 0
-            else Outcome(n, "completed", response=desk.storage.seals.seal(answer, of_line(batch_id, n)))
+            else Outcome(n, "completed", response=desk.home.line(batch_id, n, answer))
             for n in range(first, min(first + 1_000, count + 1))
         ]
         with desk.ledger.writing() as connection:
@@ -42,7 +41,7 @@ def settled(desk: Desk, line: Any, count: int, answer: bytes = b'{"custom_id":"c
 
 
 def run(desk: Desk, batch_id: str) -> None:
-    for _ in assemble(desk.ledger, desk.storage, desk.found(batch_id), lambda: 9_000):
+    for _ in assemble(desk.ledger, desk.storage, desk.home, desk.found(batch_id), lambda: 9_000):
         pass
 
 
@@ -81,7 +80,7 @@ def test_one_that_was_overtaken_publishes_nothing(each_desk: Desk, line: Any) ->
     """Else it would put half a file in the place of a whole one: the lines are gone by then."""
     desk = each_desk
     batch_id = settled(desk, line, 200)
-    slow = assemble(desk.ledger, desk.storage, desk.found(batch_id), lambda: 1)
+    slow = assemble(desk.ledger, desk.storage, desk.home, desk.found(batch_id), lambda: 1)
     next(slow)
     run(desk, batch_id)
     for _ in free(desk.ledger, batch_id):
@@ -136,7 +135,7 @@ def test_fifty_thousand_lines_in_bounded_memory(desk: Desk, line: Any) -> None:
     process = psutil.Process()
     before = most = process.memory_info().rss
     begun = time.perf_counter()
-    for _ in assemble(desk.ledger, desk.storage, desk.found(batch_id), lambda: 9_000):
+    for _ in assemble(desk.ledger, desk.storage, desk.home, desk.found(batch_id), lambda: 9_000):
         most = max(most, process.memory_info().rss)
     print(f"50,000 lines in {time.perf_counter() - begun:.2f} s, {(most - before) / 1e6:.0f} MB more")
     assert most - before < 60e6

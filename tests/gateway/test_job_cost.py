@@ -12,7 +12,6 @@ import pytest
 from fabric.contracts.errors import EngineError
 from fabric.contracts.job import Measures, Usage
 from fabric.contracts.job_seals import HomeSeals
-from fabric.contracts.sealed import Seals
 from fabric.ledger import usage
 from fabric.recorder import Recorder
 from fabric.store import Store, transitions
@@ -45,7 +44,7 @@ def test_a_job_costs_what_all_its_attempts_cost(
     assert (answer.headers["x-fabric-attempts"], float(answer.headers["x-fabric-cost-usd"])) == ("3", total)
     assert http.get(f"/v1/jobs/{job_id}").json()["cost_usd"] == total
 
-    Recorder(store, gateway.ledger, Seals(gateway.settings.secrets), HomeSeals(gateway.settings.secrets)).step()
+    Recorder(store, gateway.ledger, HomeSeals(gateway.settings.secrets)).step()
     rows = gateway.ledger.read(usage.of_job, "default", job_id)
     assert [(row.attempt, row.state, row.cost_usd, row.price_version) for row in rows] == [
         (1, "requeued", 0.25, "v"),
@@ -69,6 +68,6 @@ def test_one_that_failed_for_good_has_cost_something(
     assert http.get(f"/v1/jobs/{job_id}").json()["cost_usd"] is None  # it isn't over
     by_hand.next().fail()
     assert http.get(f"/v1/jobs/{job_id}").json()["cost_usd"] == pytest.approx(0.25 + LAST_USD)
-    Recorder(store, gateway.ledger, Seals(gateway.settings.secrets), HomeSeals(gateway.settings.secrets)).step()
+    Recorder(store, gateway.ledger, HomeSeals(gateway.settings.secrets)).step()
     (row,) = http.get("/v1/usage").json()["data"]
     assert (row["requests"], row["failed_requests"], row["cloud_equivalent_usd"]) == (1, 1, 0)

@@ -13,7 +13,6 @@ from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.ids import line_job_id
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.contracts.job_seals import HomeSeals, WorkerSeals
-from fabric.contracts.sealed import Seals
 from fabric.contracts.secret import Secrets
 from fabric.contracts.zones import WorkerKeys
 from fabric.ledger import Ledger, batches, lines
@@ -115,4 +114,4 @@ def ended(store: Store, ledger: Ledger) -> Ended:
 
 @pytest.fixture
 def recorder(store: Store, ledger: Ledger) -> Recorder:
-    return Recorder(store, ledger, Seals(SECRETS), HomeSeals(SECRETS), takeover_ms=0)
+    return Recorder(store, ledger, HomeSeals(SECRETS), takeover_ms=0)

@@ -11,7 +11,6 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import EngineError, ErrorInfo
 from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.job_seals import HomeSeals
-from fabric.contracts.sealed import Seals
 from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger
 from fabric.recorder import Recorder
@@ -59,7 +58,7 @@ def rejected(store: Store, ledger: Ledger, notebook: Notebook, error: ErrorInfo 
     trail = cast(Trail, notebook)
     secrets = Secrets(["s" * 32])
     Recorder(
-        *(store, ledger, Seals(secrets), HomeSeals(secrets)),
+        *(store, ledger, HomeSeals(secrets)),
         ended=lambda completion: boundaries.note_blocked(trail, completion),
     ).step()
 

@@ -12,7 +12,6 @@ from fabric import recorder as module
 from fabric.contracts.errors import EngineError, Unavailable
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.contracts.job_seals import HomeSeals
-from fabric.contracts.sealed import Seals, of_line
 from fabric.contracts.secret import Secrets
 from fabric.ledger import Ledger, costs, usage
 from fabric.ledger.costs import Filter
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 SECRETS = Secrets(["s" * 32])
-SEALS, HOME = Seals(SECRETS), HomeSeals(SECRETS)
+HOME = HomeSeals(SECRETS)
 
 
 def drain(recorder: Recorder) -> int:
@@ -89,7 +88,7 @@ class TestLines:
         drain(recorder)
         (line,) = ended.outcomes()
         assert line.response is not None
-        told = orjson.loads(SEALS.open(line.response, of_line("batch_1", line.line_no)))
+        told = orjson.loads(HOME.opened_line("batch_1", line.line_no, line.response))
         assert (line.state, told["custom_id"], told["error"]) == ("completed", "c1", None)
         assert told["response"]["request_id"] == job
         assert told["response"]["body"]["choices"] == [{"index": 0}]
@@ -128,7 +127,7 @@ class TestLines:
 
     def test_the_batch_service_is_called_once_per_round(self, ended: Ended, store: Store, ledger: Ledger) -> None:
         calls: list[int] = []
-        recorder = Recorder(store, ledger, SEALS, HOME, recorded=lambda: calls.append(1))
+        recorder = Recorder(store, ledger, HOME, recorded=lambda: calls.append(1))
         ended.batch(3)
         ended.job()
         drain(recorder)
@@ -144,7 +143,7 @@ class TestCrashes:
         ended.batch(3)
         for number in (1, 2, 3):
             ended.line(number)
-        dead = Recorder(store, recorder._ledger, SEALS, HOME)
+        dead = Recorder(store, recorder._ledger, HOME)
         assert len(dead._read(1)) == 3
         assert drain(recorder) == 3
         assert ended.found().completed == 3
@@ -152,7 +151,7 @@ class TestCrashes:
     def test_killed_after_the_commit(self, ended: Ended, recorder: Recorder, store: Store, ledger: Ledger) -> None:
         ended.batch(2)
         jobs = [ended.line(1), ended.line(2, JobState.FAILED)]
-        dead = Recorder(store, ledger, SEALS, HOME)
+        dead = Recorder(store, ledger, HOME)
         dead._write(dead._read(1))
         assert drain(recorder) == 2
         assert (ended.found().completed, ended.found().failed) == (1, 1)
@@ -165,7 +164,7 @@ class TestCrashes:
     ) -> None:
         for _ in range(3):
             ended.job(tags=("a",))
-        dead = Recorder(store, ledger, SEALS, HOME)
+        dead = Recorder(store, ledger, HOME)
         dead._write(dead._read(1))
         ended.job(tags=("a",))
         assert drain(recorder) == 4
@@ -214,7 +213,7 @@ class TestCrashes:
     def test_one_that_leaves_is_forgotten_unless_it_holds_something(
         self, ended: Ended, store: Store, ledger: Ledger
     ) -> None:
-        tidy, holding = Recorder(store, ledger, SEALS, HOME), Recorder(store, ledger, SEALS, HOME)
+        tidy, holding = Recorder(store, ledger, HOME), Recorder(store, ledger, HOME)
         ended.job()
         tidy.step()
         ended.job()
@@ -230,7 +229,7 @@ class TestCrashes:
         self, ended: Ended, store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "_FORGET_READER_MS", -1)
-        dead, holding, live = (Recorder(store, ledger, SEALS, HOME) for _ in range(3))
+        dead, holding, live = (Recorder(store, ledger, HOME) for _ in range(3))
         dead.step()
         ended.job()
         holding._read(1)
@@ -242,7 +241,7 @@ class TestCrashes:
         ended.batch(40)
         for number in range(1, 41):
             ended.line(number)
-        one, two = Recorder(store, ledger, SEALS, HOME), Recorder(store, ledger, SEALS, HOME)
+        one, two = Recorder(store, ledger, HOME), Recorder(store, ledger, HOME)
         counts = [one.step(), two.step(), one.step(), two.step()]
         assert sum(counts) == 40
         assert all(counts[:2])

@@ -71,11 +71,19 @@ class TestASuccess:
 
     def test_old_lengths_fade(self, jobs: Jobs, store: Store) -> None:
         for tokens in (10, 1_000):
-            for _ in range(8):
-                running = [jobs.running() for _ in range(100)]
+            for _ in range(80):
+                running = [jobs.running() for _ in range(10)]
                 many = [Outcome(j, jobs.attempts[j], JobState.SUCCEEDED, measures=measures(2, tokens)) for j in running]
                 store(transitions.commit(many))
         assert store(reads.experience()).lengths[CHAT, "small"].expected() > 700
+
+    def test_of_many_that_end_together_a_few_teach(self, jobs: Jobs, store: Store) -> None:
+        running = [jobs.running() for _ in range(30)]
+        many = [Outcome(j, jobs.attempts[j], JobState.SUCCEEDED, measures=measures(2, 7)) for j in running]
+        assert store(transitions.commit(many)) == [1] * 30
+        learned = store(reads.experience())
+        assert (learned.lengths[CHAT, "small"].samples, learned.paces[CHAT, "small-cpu"].samples) == (8, 8)
+        assert learned.lengths[CHAT, "small"].mean_tokens == 7
 
     def test_what_an_earlier_version_learned_is_learned_on(self, jobs: Jobs, store: Store) -> None:
         old = b'{"n":9,"at":1,"engine_s":1,"token_s":0.1,"first_n":0,"x":0,"y":0,"xx":0,"xy":0}'

@@ -63,6 +63,16 @@ class TestForget:
         jobs.run_again(job)
         assert jobs.commit(job)
 
+    def test_nobody_has_to_look_at_a_line_that_is_known_to_have_ended(self, jobs: Jobs, store: Store) -> None:
+        lines = [jobs.quiet() for _ in range(3)]
+        for job in lines:
+            jobs.run_again(job)
+            jobs.commit(job)
+        other, running = jobs.ended(), jobs.running()
+        assert store(transitions.forget([other, running], lines)) == 4
+        assert [job for job in lines if store.redis.keys(f"fabric:*{job}")] == []
+        assert jobs.places(running)
+
     def test_twice_is_once(self, jobs: Jobs, store: Store) -> None:
         line = jobs.quiet()
         jobs.run_again(line)
