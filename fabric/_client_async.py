@@ -69,6 +69,10 @@ class AsyncJob:
         """Stops the job where it is; the answer is the job. One that has ended stays as it is."""
         return await _json(self._http, Call("POST", f"/v1/jobs/{self.id}/cancel"))
 
+    async def delete(self) -> None:
+        """Of a job that has ended: its answer and its log are gone. What it took stays in the accounts."""
+        await _json(self._http, Call("DELETE", f"/v1/jobs/{self.id}"))
+
     async def _read(self, reading: streams.Reading) -> AsyncGenerator[Event, None]:
         decoder = streams.ServerSentEvents()
         async with self._http.stream(reading.call(), reading.silence_s()) as chunks:

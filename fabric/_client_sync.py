@@ -67,6 +67,10 @@ class Job:
         """Stops the job where it is; the answer is the job. One that has ended stays as it is."""
         return _json(self._http, Call("POST", f"/v1/jobs/{self.id}/cancel"))
 
+    def delete(self) -> None:
+        """Of a job that has ended: its answer and its log are gone. What it took stays in the accounts."""
+        _json(self._http, Call("DELETE", f"/v1/jobs/{self.id}"))
+
     def _read(self, reading: streams.Reading) -> Iterator[Event]:
         decoder = streams.ServerSentEvents()
         with self._http.stream(reading.call(), reading.silence_s()) as chunks:

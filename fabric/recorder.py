@@ -107,6 +107,7 @@ class Recorder:
         self._ledger = ledger
         self._home = home
         self._notes = Notes(store, catalog)
+        self._privacy = catalog.privacy
         self._recorded = recorded
         self._ended = ended
         self._announce = announce
@@ -118,8 +119,9 @@ class Recorder:
         self._next_forget = 0.0
 
     def renew(self, catalog: Catalog) -> None:
-        """Another catalogue's prices count from now on. For any thread."""
+        """Another catalogue's prices and labels count from now on. For any thread."""
         self._notes.renew(catalog)
+        self._privacy = catalog.privacy
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set. The store and the ledger may come and go."""
@@ -292,15 +294,26 @@ class Recorder:
     def _let_go(self, entries: Sequence[_Entry], beside: Beside) -> None:
         """In this order: as long as the entry is there, all of it can be done again."""
         completions = [entry.completion for entry in entries if entry.completion]
-        ended = [done for done in completions if not done.late]
-        lines_ = [done.spec.id for done in ended if done.spec.batch_id and done.state != JobState.DEAD]
-        jobs = [done.spec.id for done in ended if not done.spec.batch_id or done.state == JobState.DEAD]
-        if ended:
-            self._store(transitions.forget(jobs, lines_))
+        self._forget([done for done in completions if not done.late])
         amounts = counts.tally(completions)
         beside.count_errors(amounts, completions)
         beside.count_equivalents(amounts, completions)
         self._store(counts.let_go(GROUP, [entry.id for entry in entries], amounts))
+
+    def _forget(self, ended: Sequence[Completion]) -> None:
+        """Other than lines, jobs stay readable for as long as their label lets them."""
+        lines_: list[str] = []
+        jobs: dict[int, list[str]] = {}
+        for done in ended:
+            if done.spec.batch_id and done.state != JobState.DEAD:
+                lines_.append(done.spec.id)
+            else:
+                ttl_s = self._privacy.of(done.spec.privacy).retention_s or transitions.RECORD_TTL_S
+                jobs.setdefault(ttl_s, []).append(done.spec.id)
+        if lines_:
+            self._store(transitions.forget((), lines_))
+        for ttl_s, ids in jobs.items():
+            self._store(transitions.forget(ids, ttl_s=ttl_s))
 
     def _leave(self) -> None:
         """A reader that holds nothing leaves no trace; what one holds is taken over, as after its death."""

@@ -11,7 +11,7 @@ from fabric.cli.output import json_option, print_json, print_table
 
 @click.group()
 def jobs() -> None:
-    """List, show and cancel jobs."""
+    """List, show, cancel and delete jobs."""
 
 
 @jobs.command("ls")
@@ -79,6 +79,22 @@ def cancel(job_ids: tuple[str, ...], as_json: bool) -> None:
         return
     for job in cancelled:
         click.echo(f"{job['id']} {job['state']}")
+
+
+@jobs.command()
+@click.argument("job_ids", nargs=-1, required=True)
+@json_option
+def delete(job_ids: tuple[str, ...], as_json: bool) -> None:
+    """Delete what jobs that have ended said. What they took stays in the accounts."""
+    from fabric.client import Client
+
+    with Client() as client:
+        for job_id in job_ids:
+            client.job(job_id).delete()
+            if not as_json:
+                click.echo(f"{job_id} deleted")
+    if as_json:
+        print_json([{"id": job_id, "deleted": True} for job_id in job_ids])
 
 
 def _why(move: dict[str, Any]) -> str:

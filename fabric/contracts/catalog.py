@@ -192,6 +192,8 @@ class PrivacyRule(_Value):
     regions: tuple[str, ...] | None = None
     data_policy: DataPolicy = "none"
     redact: bool = False
+    #: Seconds that an answer can be fetched after its job has ended; ``None``: as long as the store keeps any.
+    retention_s: int | None = Field(None, ge=1, le=3_600)
 
     def narrowed(self, other: PrivacyRule) -> PrivacyRule:
         """What both permit."""
@@ -205,6 +207,7 @@ class PrivacyRule(_Value):
             regions=regions,
             data_policy=max(self.data_policy, other.data_policy, key=DATA_POLICIES.index),
             redact=self.redact or other.redact,
+            retention_s=min(filter(None, (self.retention_s, other.retention_s)), default=None),
         )
 
 

@@ -41,6 +41,7 @@ NEEDS: dict[tuple[str, str], _Scopes] = {
     ("GET", "/v1/jobs"): _JOBS,
     ("GET", "/v1/jobs/{job_id}"): _JOBS,
     ("GET", "/v1/jobs/{job_id}/events"): _JOBS,
+    ("DELETE", "/v1/jobs/{job_id}"): INFERENCE,
     ("POST", "/v1/jobs/{job_id}/cancel"): INFERENCE,
     ("POST", "/v1/files"): _BATCH,
     ("GET", "/v1/files"): _BATCHES,

@@ -79,6 +79,19 @@ async def shown_job(gateway: Gateway, caller: Caller, job_id: str) -> dict[str, 
     return job_object(record, places.get(job_id))
 
 
+async def recorded(gateway: Gateway, caller: Caller, job_id: str) -> Sequence[usage.Used]:
+    """The ledger's rows of a job; none while it goes on, or isn't recorded yet.
+
+    Raises:
+        NotFound: there is no such job, or it is another tenant's.
+    """
+    record = await find_record(gateway, caller, job_id)
+    rows: Sequence[usage.Used] = await gateway.ledger.read(usage.of_job, caller.tenant, job_id)
+    if record is None and not rows:
+        raise unknown_job(job_id)
+    return rows
+
+
 async def _answer(gateway: Gateway, record: JobRecord) -> bytes | None:
     """Opened, and with what redaction took out. Raises ``BrokenSeal``."""
     of, seals = (record.spec.tenant, record.spec.id), gateway.seals

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from fabric.contracts.errors import Conflict, FabricError, InvalidRequest
-from fabric.contracts.job import Endpoint
+from fabric.contracts.job import Endpoint, JobState
 from fabric.contracts.openai import FabricOptions, Shape
 from fabric.contracts.refusal import refusal
 from fabric.contracts.request import InferenceRequest, json_object
@@ -20,7 +20,7 @@ from fabric.gateway.body import read_body
 from fabric.gateway.caller import Caller, Identified
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_events import JobEvents
-from fabric.gateway.job_reads import find_record, job_page, own_record, shown_job
+from fabric.gateway.job_reads import find_record, job_page, own_record, recorded, shown_job
 from fabric.gateway.parameters import NoParameters, Page, listed
 from fabric.gateway.request_trace import RequestTrace, request_trace
 from fabric.gateway.responses import Json
@@ -148,6 +148,21 @@ def _last_event_id(headers: Headers) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 15):
         raise InvalidRequest("`Last-Event-ID` must be the id of an event of this job.", param="Last-Event-ID")
     return int(text)
+
+
+@router.delete("/v1/jobs/{job_id}", summary="Delete what a job said", responses=describe.answers("It is gone."))
+async def delete(job_id: str, caller: Identified, gateway: Here, _: NoParameters) -> Response:
+    """Of one that has ended: its answer and its log are gone at once. What it took stays in the accounts."""
+    rows = await recorded(gateway, caller, job_id)
+    if rows and rows[-1].batch_id is not None:
+        raise Conflict(f"The job is a line of {rows[-1].batch_id}: delete that batch's output file.")
+    (state,) = await gateway.ask(transitions.erase([job_id])) if rows else (JobState.QUEUED,)
+    if state == JobState.DEAD:
+        raise Conflict("The job is parked: drop it with DELETE /v1/dead-letters/{job_id}.")
+    if state and not JobState(state).ended:
+        raise Conflict("The job hasn't ended, or is being recorded: cancel it, or try again in a moment.")
+    gateway.trail.note("job.deleted", caller.actor, tenant=caller.tenant, subject=job_id)
+    return Json({"id": job_id, "object": "job", "deleted": True})
 
 
 @router.post("/v1/jobs/{job_id}/cancel", summary="Stop a job", responses=describe.answers("The job."))

@@ -27,6 +27,7 @@ Action = Literal[
     "label.raised",
     "request.blocked",
     "request.redacted",
+    "job.deleted",
     "dead_letter.replayed",
     "dead_letter.dropped",
     "policy.changed",

@@ -529,15 +529,21 @@ def drop(job_ids: Sequence[str]) -> Command[list[int]]:
     return call("drop", job_ids, list)
 
 
+def erase(job_ids: Sequence[str]) -> Command[list[str]]:
+    """Ended jobs leave for good, answers and logs with them. Answers the state of each before, ``""`` if unknown; those
+    that haven't ended, or are parked, stay."""
+    return call("erase", job_ids, _words)
+
+
 def decisions(job_ids: Sequence[str]) -> Command[list[bytes]]:
     """What was decided of each, as JSON; empty of a job that has no decision or is gone."""
     return call("decisions", job_ids, list)
 
 
-def forget(job_ids: Sequence[str], lines: Sequence[str] = ()) -> Command[int]:
+def forget(job_ids: Sequence[str], lines: Sequence[str] = (), *, ttl_s: int = RECORD_TTL_S) -> Command[int]:
     """The ledger has these: batch lines leave Redis, others leave the list of open jobs. ``lines``: of batches, and
-    known to have ended for good, so that nobody has to look."""
-    return call("forget", [RECORD_TTL_S, len(lines), *lines, *job_ids], int)
+    known to have ended for good, so that nobody has to look. ``ttl_s``: how long the others stay readable."""
+    return call("forget", [ttl_s, len(lines), *lines, *job_ids], int)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,11 @@ import orjson
 import pytest
 import redis
 
+from fabric.contracts.catalog import PrivacyRule, PrivacyRules
+from fabric.contracts.ids import new_id
+from fabric.contracts.job import JobSpec, JobState
+from fabric.contracts.job_seals import HomeSeals
+from fabric.recorder import Recorder
 from fabric.store import Store, reads, transitions
 
 if TYPE_CHECKING:
@@ -166,3 +171,58 @@ def test_a_placeholder_lies_sealed_beside_its_job(gateway: Served, store: Store,
         shown = http.get(f"/v1/jobs/{job_id}").json()
         assert shown["result"]["choices"][0]["message"]["content"] == "mail ada@example.com"
     is_sealed(kept(store) + sent())
+
+
+class TestDeletion:
+    def recorded(self, gateway: Served, store: Store) -> None:
+        Recorder(store, gateway.ledger, HomeSeals(gateway.settings.secrets)).step()
+
+    def test_of_a_job_that_has_ended_nothing_is_left_but_what_it_took(
+        self, gateway: Served, http: httpx.Client, store: Store, by_hand: Worker
+    ) -> None:
+        job_id = http.post("/v1/jobs", json={"endpoint": CHAT, "body": BODY | {"stream": True}}).json()["id"]
+        job = by_hand.next()
+        assert http.delete(f"/v1/jobs/{job_id}").status_code == 409
+        job.say(ANSWER)
+        job.succeed()
+        assert http.delete(f"/v1/jobs/{job_id}").status_code == 409  # not in the accounts yet
+        self.recorded(gateway, store)
+        assert http.get(f"/v1/jobs/{job_id}").json()["result"]
+        for _ in range(2):
+            assert http.delete(f"/v1/jobs/{job_id}").json() == {"id": job_id, "object": "job", "deleted": True}
+        shown = http.get(f"/v1/jobs/{job_id}").json()
+        assert (shown["state"], shown["result"], shown["usage"]["output_tokens"]) == ("succeeded", None, 2)
+        assert [key for key in store.redis.scan_iter() if job_id.encode() in key] == []
+        assert http.get(f"/v1/jobs/{job_id}/events").status_code == 404
+
+    def test_one_that_is_parked_is_dropped_instead(
+        self, gateway: Served, http: httpx.Client, store: Store, by_hand: Worker
+    ) -> None:
+        job_id = http.post("/v1/jobs", json={"endpoint": CHAT, "body": BODY}).json()["id"]
+        by_hand.next().park()
+        self.recorded(gateway, store)
+        refused = http.delete(f"/v1/jobs/{job_id}")
+        assert refused.status_code == 409
+        assert "dead-letters" in refused.json()["error"]["message"]
+        assert store(reads.state(job_id)) is JobState.DEAD
+
+    def test_anothers_or_none_at_all(self, http: httpx.Client, store: Store) -> None:
+        spec = JobSpec(new_id("job"), CHAT, "small", tenant="other")
+        store(transitions.accept([transitions.NewJob(spec, b"")]))
+        for job_id in (spec.id, new_id("job"), "job_x"):
+            assert http.delete(f"/v1/jobs/{job_id}").status_code == 404
+
+    def test_a_label_says_how_long_an_answer_stays(
+        self, gateway: Served, http: httpx.Client, store: Store, by_hand: Worker
+    ) -> None:
+        kept = {}
+        for label in ("public", "restricted"):
+            body = BODY | {"fabric": {"privacy": label}}
+            job_id = http.post("/v1/jobs", json={"endpoint": CHAT, "body": body}).json()["id"]
+            by_hand.next().succeed(ANSWER)
+            rules = PrivacyRules(restricted=PrivacyRule(tiers=("cpu",), retention_s=20))
+            catalog = gateway.settings.catalog.model_copy(update={"privacy": rules})
+            Recorder(store, gateway.ledger, HomeSeals(gateway.settings.secrets), catalog=catalog).step()
+            kept[label] = store.redis.ttl(f"fabric:job:{job_id}")
+        assert 3_500 < kept["public"] <= 3_600
+        assert 0 < kept["restricted"] <= 20
