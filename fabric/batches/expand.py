@@ -15,6 +15,7 @@ from typing import BinaryIO
 from sqlalchemy import Connection
 
 from fabric.batches import request_line
+from fabric.batches.grouping import Groups
 from fabric.batches.request_line import BadLine
 from fabric.batches.storage import Storage
 from fabric.contracts.batch_line import error_line
@@ -25,6 +26,7 @@ from fabric.contracts.key import Permissions
 from fabric.ledger import Ledger, batches, files, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import NewLine
+from fabric.routing import policy_hash
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ def expand(
         ledger.write(batches.fail, batch.id, [_problem(error.message, "file_not_found", "input_file_id")], now_ms())
         return
     with source:
-        checker = _Checker(batch, catalog, limits)
+        groups = Groups(batch, catalog, policy_hash(catalog), now_ms()) if batch.planned else None
+        checker = _Checker(batch, catalog, limits, groups)
         chunk: list[NewLine] = []
         size = 0
         for raw in read_lines(source, limits.line_bytes):
@@ -83,7 +86,7 @@ def expand(
                     return
                 chunk, size = [], 0
                 yield
-    if ledger.write(_begin, batch.id, chunk, now_ms()):
+    if ledger.write(_begin, batch.id, chunk, now_ms(), groups):
         log.info("%s begins with %d lines", batch.id, checker.count)
 
 
@@ -96,9 +99,13 @@ def _add(connection: Connection, batch_id: str, chunk: list[NewLine]) -> bool:
     return True
 
 
-def _begin(connection: Connection, batch_id: str, rest: list[NewLine], now_ms: int) -> bool:
+def _begin(
+    connection: Connection, batch_id: str, rest: list[NewLine], now_ms: int, groups: Groups | None = None
+) -> bool:
     if not _add(connection, batch_id, rest):
         return False
+    if groups is not None:
+        lines.add_groups(connection, batch_id, groups.dump())
     # Counted, not remembered: lines of an earlier start may have met another catalogue.
     counts = lines.counts(connection, batch_id)
     total = sum(counts.values())
@@ -116,8 +123,9 @@ def _begin(connection: Connection, batch_id: str, rest: list[NewLine], now_ms: i
 class _Checker:
     """Remembers which ``custom_id``s came before, as 8 bytes each."""
 
-    def __init__(self, batch: Batch, catalog: Catalog, limits: Limits) -> None:
+    def __init__(self, batch: Batch, catalog: Catalog, limits: Limits, groups: Groups | None = None) -> None:
         self.count = 0
+        self._groups = groups
         self._batch = batch
         self._permissions = Permissions.load(batch.permissions)
         self._catalog = catalog
@@ -130,7 +138,9 @@ class _Checker:
             if raw.text is None:
                 raise request_line.too_long(self._limits.line_bytes)
             try:
-                custom_id, _ = request_line.read_line(raw.text, self._batch.endpoint, self._catalog, self._permissions)
+                custom_id, request = request_line.read_line(
+                    raw.text, self._batch.endpoint, self._catalog, self._permissions
+                )
             except BadLine as bad:
                 self._remember(bad.custom_id)
                 raise
@@ -139,7 +149,8 @@ class _Checker:
             job_id = line_job_id(self._batch.id, raw.number)
             error = error_line(bad.custom_id, job_id, raw.number, bad.error, answered=bad.answered)
             return NewLine(raw.number, bad.custom_id, raw.start, raw.length, "failed", error)
-        return NewLine(raw.number, custom_id, raw.start, raw.length, "open")
+        group_no = None if self._groups is None else self._groups.number(request)
+        return NewLine(raw.number, custom_id, raw.start, raw.length, "open", group_no=group_no)
 
     def _remember(self, custom_id: str | None) -> None:
         if custom_id is None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection
 
+from fabric.batches.cap import CapUsedUp
 from fabric.batches.request_line import BadLine, read_line, unreadable
 from fabric.batches.shares import Load, shares
 from fabric.batches.storage import Storage
@@ -17,6 +18,7 @@ from fabric.contracts.batch_line import error_line
 from fabric.contracts.catalog import Catalog, Privacy
 from fabric.contracts.errors import BudgetUsedUp, LargerThanLimit
 from fabric.contracts.ids import line_job_id
+from fabric.contracts.job import JobSpec
 from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.key import Permissions
 from fabric.contracts.trace import Sampler
@@ -45,7 +47,7 @@ Raised = Callable[[Batch, Privacy, Privacy], object]
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
     """Lines that go to the store together, and those among them that can't run."""
 
     jobs: list[NewJob] = field(default_factory=list)
@@ -118,17 +120,17 @@ class Feeder:
 
     def _calls(
         self, batch: Batch, permissions: Permissions, waiting: Sequence[WaitingLine], source: BinaryIO
-    ) -> Iterator[_Call]:
-        call = _Call()
+    ) -> Iterator[Call]:
+        call = Call()
         for line in waiting:
             self._put(call, batch, permissions, line, source)
             if call.full or line is waiting[-1]:
                 yield call
-                call = _Call()
+                call = Call()
 
-    def _handed_over(self, calls: Iterable[_Call]) -> Iterator[_Call]:
+    def _handed_over(self, calls: Iterable[Call]) -> Iterator[Call]:
         """The calls that the store took all of. While it takes one, the next one's lines are read."""
-        under_way: tuple[_Call, Future[bool]] | None = None
+        under_way: tuple[Call, Future[bool]] | None = None
         try:
             for call in calls:
                 if under_way is not None:
@@ -143,7 +145,16 @@ class Feeder:
             if under_way is not None:
                 wait([under_way[1]])
 
-    def _put(self, call: _Call, batch: Batch, permissions: Permissions, line: WaitingLine, source: BinaryIO) -> None:
+    def _put(
+        self,
+        call: Call,
+        batch: Batch,
+        permissions: Permissions,
+        line: WaitingLine,
+        source: BinaryIO,
+        fit: Callable[[JobSpec], tuple[JobSpec, str]] = lambda spec: (spec, ""),
+    ) -> None:
+        """``fit``: what the batch's plan makes of a line, and what it reserves for it; it may refuse it."""
         call.last = line.line_no
         job_id = line_job_id(batch.id, line.line_no)
         source.seek(line.start)
@@ -179,12 +190,14 @@ class Feeder:
             self._raised(batch, asked, spec.privacy)
         try:
             spec = admit(spec, self._catalog, self._hash, time.time_ns() // 1_000_000).spec
+            spec, reserved = fit(spec)
             takes = limits.metered(spec, permissions.limits, self._catalog)
             charges = ""
             own = permissions.budgets(batch.key_id)
             if self._catalog.budgets or own:
                 spec, charges = budgets.charged(spec, self._catalog, time.time_ns() // 1_000_000, own)
-        except (Denied, LargerThanLimit, BudgetUsedUp) as refused:
+            charges = "\n".join(filter(None, (charges, reserved)))
+        except (Denied, LargerThanLimit, BudgetUsedUp, CapUsedUp) as refused:
             error = error_line(line.custom_id, job_id, line.line_no, refused.info, answered=True)
             call.bad.append(Outcome(line.line_no, "failed", error=error))
             return

@@ -50,7 +50,7 @@ class Loss:
             lost = [batch.id for batch in self._standing_still(running, in_hand) if self._lost(batch)]
             reason = "the job store has lost jobs"
         else:
-            lost = [batch.id for batch in running if batch.fed_until]
+            lost = [batch.id for batch in running if batch.fed_until or batch.id in in_hand]
             reason = "the job store is a new one or was emptied"
         if lost:
             log.warning("%s: the open lines of %d batches are handed over again", reason, len(lost))
@@ -78,9 +78,7 @@ class Loss:
 
     def _lost(self, batch: Batch) -> bool:
         last = 0
-        while numbers := self._ledger.read(
-            lines.handed_over, batch.id, after=last, until=batch.fed_until, limit=_LOOK_UP
-        ):
+        while numbers := self._ledger.read(lines.handed_over, batch, after=last, limit=_LOOK_UP):
             jobs = [line_job_id(batch.id, number) for number in numbers]
             if self._store(reads.exist(jobs)) < len(jobs):
                 return True

@@ -19,9 +19,11 @@ from sqlalchemy import Connection
 from fabric.batches import wake
 from fabric.batches.assemble import assemble, free
 from fabric.batches.expand import Limits, expand
-from fabric.batches.feeder import WINDOW, Feeder, Raised
+from fabric.batches.feeder import WINDOW, Raised
 from fabric.batches.lease import TERM_MS, Lease
 from fabric.batches.loss import STILL_S, Loss
+from fabric.batches.planned_feeder import Due, PlannedFeeder
+from fabric.batches.planning import EVERY_S, Hands, Planner
 from fabric.batches.storage import Storage
 from fabric.batches.works import Works
 from fabric.contracts.catalog import Catalog
@@ -67,6 +69,7 @@ class BatchService:
         still_s: float = STILL_S,
         homecoming_ms: int = HOMECOMING_MS,
         look_s: float = LOOK_S,
+        replan_s: float = EVERY_S,
         raised: Raised = lambda batch, asked, got: None,
         sampler: Sampler | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
@@ -84,7 +87,10 @@ class BatchService:
         self._now_ms = now_ms
         self._renewed = renewed
         self._lease = Lease(store, term_ms=term_ms)
-        self._feeder = Feeder(store, ledger, storage, home, catalog, window=window, raised=raised, sampler=sampler)
+        self._feeder = PlannedFeeder(
+            store, ledger, storage, home, catalog, window=window, raised=raised, sampler=sampler
+        )
+        self._planner = Planner(store, ledger, catalog, window=window, every_s=replan_s, now_ms=now_ms)
         self._loss = Loss(store, ledger, still_s=still_s)
         #: Batches whose files are being read or written.
         self._works = Works()
@@ -135,27 +141,46 @@ class BatchService:
         if changed := self._renewed():
             self._catalog = changed
             self._feeder.adopt(changed)
+            self._planner.adopt(changed)
         unfinished = self._ledger.read(batches.unfinished)
         in_hand = self._ledger.read(lines.in_hand)
+        planned = [batch.id for batch in unfinished if batch.planned]
+        hands = self._ledger.read(lines.placed, planned) if planned else {}
+        in_hand |= {batch_id: sum(places.values()) for batch_id, places in hands.items()}
         if self._loss.find([batch for batch in unfinished if batch.status == "in_progress"], in_hand):
             return True
         now = time.monotonic()
         self._sore = {batch_id: until for batch_id, until in self._sore.items() if until > now}
         unfinished = [batch for batch in unfinished if batch.id not in self._sore]
-        busy = self._feed(unfinished, in_hand)
+        busy = self._feed(unfinished, in_hand, hands)
         for batch in unfinished:
             busy |= self._guarded(batch.id, self._tend, batch, in_hand.get(batch.id, 0))
         return self._step_works() or busy
 
-    def _feed(self, unfinished: Sequence[Batch], in_hand: Mapping[str, int]) -> bool:
+    def _feed(self, unfinished: Sequence[Batch], in_hand: Mapping[str, int], hands: Mapping[str, Hands]) -> bool:
         now = self._now_ms()
         running = [batch for batch in unfinished if batch.status == "in_progress" and now < batch.expires_ms]
+        for batch in self._planner.begin([batch for batch in running if batch.planned]):
+            self._guarded(batch.id, self._planner.plan, batch, hands.get(batch.id, {}))
         due = self._feeder.due(running, in_hand)
         fed = False
         for batch in running:
             if batch.id in due and self._lease.hold():
-                fed |= self._guarded(batch.id, self._feeder.feed, batch, due[batch.id])
+                if batch.planned:
+                    fed |= self._guarded(batch.id, self._feed_planned, batch, hands.get(batch.id, {}), due[batch.id])
+                else:
+                    fed |= self._guarded(batch.id, self._feeder.feed, batch, due[batch.id])
         return fed
+
+    def _feed_planned(self, batch: Batch, hands: Hands, most: int) -> bool:
+        due = self._planner.due(batch, hands, most)
+        if not due:
+            return False
+
+        def handed_over(one: Due, count: int) -> None:
+            self._planner.handed_over(batch, one, count)
+
+        return self._feeder.feed_planned(batch, due, self._planner.purse(batch, hands), handed_over)
 
     def _tend(self, batch: Batch, in_hand: int) -> bool:
         """Brings one batch on where it stands; answers whether that led to something new."""
@@ -196,9 +221,7 @@ class BatchService:
     def _cancel_jobs(self, batch: Batch) -> None:
         """What waits ends at once, what runs is stopped by its worker; both come back as completions."""
         last = 0
-        while numbers := self._ledger.read(
-            lines.handed_over, batch.id, after=last, until=batch.fed_until, limit=_CANCEL_CALL
-        ):
+        while numbers := self._ledger.read(lines.handed_over, batch, after=last, limit=_CANCEL_CALL):
             self._store(transitions.cancel([line_job_id(batch.id, number) for number in numbers]))
             last = numbers[-1]
 

@@ -106,6 +106,7 @@ class JobSpec:
     shadow_of: str | None = None  #: the job that this one repeats, for nobody to read
     hedge_of: str | None = None  #: the job that this one is a second try of, elsewhere
     accepted_under: str | None = None  #: names the privacy rules that hold for it whatever comes later
+    planned: str | None = None  #: the deployment that its batch's plan has for it, as long as it may run there
     trace: str | None = None  #: W3C `traceparent` of the span above it, if it is traced
 
     @property

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from fabric.batches.wake import wake
 from fabric.batches.window import expires_ms
+from fabric.contracts.batch_options import BatchOptions
 from fabric.contracts.errors import InvalidRequest, NotFound, Unavailable
 from fabric.contracts.ids import is_id, new_id
 from fabric.contracts.job import Endpoint
@@ -47,6 +48,8 @@ class BatchRequest(Shape):
         ]
         | None
     ) = None
+    #: Of the batch as a whole: with any of them its lines are placed together, by a plan.
+    fabric: BatchOptions | None = None
 
 
 @router.post(
@@ -64,6 +67,10 @@ async def create(request: Request, caller: Identified, gateway: Here) -> Respons
     except ValidationError as error:
         raise refusal(error, raw) from None
     now_ms = time.time_ns() // 1_000_000
+    options = asked.fabric if asked.fabric is not None and asked.fabric.asked else None
+    ends_ms = expires_ms(asked.completion_window, now_ms)
+    if options is not None and options.deadline_s is not None:
+        ends_ms = min(ends_ms, now_ms + int(options.deadline_s * 1000))
     new = NewBatch(
         id=new_id("batch"),
         tenant=caller.tenant,
@@ -73,10 +80,15 @@ async def create(request: Request, caller: Identified, gateway: Here) -> Respons
         completion_window=asked.completion_window,
         metadata=asked.metadata,
         created_ms=now_ms,
-        expires_ms=expires_ms(asked.completion_window, now_ms),
+        expires_ms=ends_ms,
         idempotency_key=key or None,
-        fingerprint=fingerprint(asked.model_dump(), gateway.settings.secrets) if key else None,
+        fingerprint=fingerprint(
+            asked.model_dump(exclude=None if asked.fabric else {"fabric"}), gateway.settings.secrets
+        )
+        if key
+        else None,
         permissions=caller.permissions.dump(),
+        options=options.dump() if options is not None else None,
     )
     with request_trace(gateway.settings.tracer, "/v1/batches", request.headers) as trace:
         batch, created = await gateway.ledger.write(_create, new, gateway.settings.line_limit)

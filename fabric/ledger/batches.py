@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, and_, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fabric.contracts.errors import Conflict, NotFound
-from fabric.ledger.tables import batches, ended_batches
+from fabric.ledger.tables import PLACED, batch_lines, batches, ended_batches
 
 Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 #: Batches that the batch service has work with.
@@ -42,6 +42,7 @@ class NewBatch:
     idempotency_key: str | None = None
     fingerprint: str | None = None
     permissions: str | None = None  #: ``Permissions.dump()`` of the key
+    options: str | None = None  #: ``BatchOptions.dump()``
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,13 @@ class Batch:
     error_file_id: str | None
     errors: list[dict[str, Any]] | None
     permissions: str | None = None
+    options: str | None = None
+    plan: str | None = None  #: JSON
+
+    @property
+    def planned(self) -> bool:
+        """Whether its lines are placed together, by a plan."""
+        return self.options is not None
 
     @property
     def open(self) -> int:
@@ -100,7 +108,13 @@ def batch_object(batch: Batch) -> dict[str, Any]:
         **stamps,
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "metadata": batch.metadata,
+        **({"fabric": _planned(batch)} if batch.options is not None else {}),
     }
+
+
+def _planned(batch: Batch) -> dict[str, Any]:
+    """What was asked of the batch as a whole, and the newest plan; ``None`` before its lines were read."""
+    return {**orjson.loads(batch.options or b"{}"), "plan": orjson.loads(batch.plan) if batch.plan else None}
 
 
 def _seconds(ms: int | None) -> int | None:
@@ -229,7 +243,14 @@ def fed(connection: Connection, batch_id: str, after: int, line_no: int) -> bool
 
 def unfed(connection: Connection, batch_ids: Collection[str]) -> None:
     """The store has lost jobs of these batches: their open lines are handed over again."""
-    connection.execute(update(batches).where(batches.c.id.in_(sorted(batch_ids))).values(fed_until=0))
+    which = sorted(batch_ids)
+    connection.execute(update(batches).where(batches.c.id.in_(which)).values(fed_until=0))
+    connection.execute(update(batch_lines).where(batch_lines.c.batch_id.in_(which), PLACED).values(place=None))
+
+
+def keep_plan(connection: Connection, batch_id: str, plan: bytes) -> None:
+    """``plan``: JSON. The newest is shown."""
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(plan=plan.decode()))
 
 
 def count(connection: Connection, batch_id: str, *, completed: int, failed: int) -> None:

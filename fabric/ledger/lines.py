@@ -13,13 +13,14 @@ Whoever changes lines holds their batch (``batches.hold``) first, so that counts
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, and_, delete, func, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
-from fabric.ledger.tables import OPEN, batch_lines, batches
+from fabric.ledger.batches import Batch
+from fabric.ledger.tables import OPEN, PLACED, UNPLACED, batch_groups, batch_lines, batches
 
 State = Literal["open", "completed", "failed", "expired", "cancelled"]
 
@@ -36,6 +37,7 @@ class NewLine:
     length: int
     state: State
     error: bytes | None = None
+    group_no: int | None = None  #: of a batch that is planned as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,10 @@ class EndedLine:
 
 # Past SQLAlchemy's own preparation of each row, which takes longer than the database does.
 _ADD = (
-    "INSERT INTO batch_lines (batch_id, line_no, custom_id, start, length, state, error)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    "INSERT INTO batch_lines (batch_id, line_no, custom_id, start, length, state, error, group_no)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
+_PLACE = "UPDATE batch_lines SET place = ? WHERE batch_id = ? AND line_no = ? AND state = 'open'"
 _SETTLE = "UPDATE batch_lines SET state = ?, response = ?, error = ? WHERE batch_id = ? AND line_no = ?"
 
 
@@ -85,7 +88,7 @@ def _in_dialect(statement: str, dialect: str) -> str:
 
 def add(connection: Connection, batch_id: str, lines: Sequence[NewLine]) -> None:
     """Stores lines; those that are there already stay as they are."""
-    rows: Any = [(batch_id, o.line_no, o.custom_id, o.start, o.length, o.state, o.error) for o in lines]
+    rows: Any = [(batch_id, o.line_no, o.custom_id, o.start, o.length, o.state, o.error, o.group_no) for o in lines]
     if rows:
         connection.exec_driver_sql(_in_dialect(_ADD, connection.dialect.name), rows)
 
@@ -118,15 +121,69 @@ def waiting(connection: Connection, batch_id: str, *, after: int, limit: int) ->
     return [WaitingLine(*row) for row in connection.execute(query)]
 
 
-def handed_over(connection: Connection, batch_id: str, *, until: int, limit: int, after: int = 0) -> list[int]:
-    """Numbers of open lines in ``after < number <= until``, in order."""
+def handed_over(connection: Connection, batch: Batch, *, limit: int, after: int = 0) -> list[int]:
+    """Numbers of open lines that were handed to the store, behind line ``after``, in order."""
+    in_the_store = PLACED if batch.planned else _lines.line_no <= batch.fed_until
     query = (
         select(_lines.line_no)
-        .where(_lines.batch_id == batch_id, OPEN, _lines.line_no > after, _lines.line_no <= until)
+        .where(_lines.batch_id == batch.id, OPEN, _lines.line_no > after, in_the_store)
         .order_by(_lines.line_no)
         .limit(limit)
     )
     return list(connection.scalars(query))
+
+
+# Of batches that are planned as a whole: their lines are handed over as their plan wants it, not in order.
+
+
+def placed(connection: Connection, batch_ids: Collection[str]) -> dict[str, dict[tuple[int, str], int]]:
+    """Batch -> group and place -> open lines that were handed to the store for there."""
+    query = (
+        select(_lines.batch_id, _lines.group_no, _lines.place, func.count())
+        .where(_lines.batch_id.in_(sorted(batch_ids)), PLACED)
+        .group_by(_lines.batch_id, _lines.group_no, _lines.place)
+    )
+    found: dict[str, dict[tuple[int, str], int]] = {}
+    for batch_id, group_no, place, count in connection.execute(query):
+        found.setdefault(batch_id, {})[group_no, place] = count
+    return found
+
+
+def unplaced(connection: Connection, batch_id: str) -> dict[int, int]:
+    """Group -> open lines that weren't handed to the store."""
+    query = select(_lines.group_no, func.count()).where(_lines.batch_id == batch_id, UNPLACED).group_by(_lines.group_no)
+    return dict(connection.execute(query).all())
+
+
+def of_group(connection: Connection, batch_id: str, group_no: int, *, limit: int) -> list[WaitingLine]:
+    """Open lines of a group that weren't handed to the store, in order."""
+    query = (
+        select(_lines.line_no, _lines.custom_id, _lines.start, _lines.length)
+        .where(_lines.batch_id == batch_id, _lines.group_no == group_no, UNPLACED)
+        .order_by(_lines.line_no)
+        .limit(limit)
+    )
+    return [WaitingLine(*row) for row in connection.execute(query)]
+
+
+def place(connection: Connection, batch_id: str, places: Collection[tuple[int, str]]) -> None:
+    """Lines, by number, that were handed to the store, each for its place."""
+    rows: Any = [(where, batch_id, line_no) for line_no, where in places]
+    if rows:
+        connection.exec_driver_sql(_in_dialect(_PLACE, connection.dialect.name), rows)
+
+
+def add_groups(connection: Connection, batch_id: str, specs: Mapping[int, bytes]) -> None:
+    """Number -> the job that stands for the group. What is there already is replaced."""
+    connection.execute(delete(batch_groups).where(batch_groups.c.batch_id == batch_id))
+    rows = [{"batch_id": batch_id, "number": number, "spec": spec.decode()} for number, spec in specs.items()]
+    if rows:
+        connection.execute(insert(batch_groups), rows)
+
+
+def groups(connection: Connection, batch_id: str) -> dict[int, str]:
+    query = select(batch_groups.c.number, batch_groups.c.spec).where(batch_groups.c.batch_id == batch_id)
+    return dict(connection.execute(query.order_by(batch_groups.c.number)).all())
 
 
 def settle(connection: Connection, batch_id: str, outcomes: Collection[Outcome]) -> tuple[int, int]:
@@ -165,6 +222,7 @@ def ended(connection: Connection, batch_id: str, *, after: int, limit: int) -> l
 
 def remove(connection: Connection, batch_id: str, *, limit: int) -> int:
     """Takes lines away, the first ones first; answers how many."""
+    connection.execute(delete(batch_groups).where(batch_groups.c.batch_id == batch_id))
     doomed = select(_lines.line_no).where(_lines.batch_id == batch_id).order_by(_lines.line_no).limit(limit)
     last = select(func.max(doomed.subquery().c.line_no)).scalar_subquery()
     return connection.execute(delete(batch_lines).where(_lines.batch_id == batch_id, _lines.line_no <= last)).rowcount

@@ -74,6 +74,8 @@ batches = Table(
     Column("idempotency_key", String(256)),
     Column("fingerprint", String(128)),
     Column("permissions", Text),  # JSON object: what the key that made it permits; null: everything
+    Column("options", Text),  # JSON object: deadline_s, max_cost_usd; null: it isn't planned as a whole
+    Column("plan", Text),  # JSON object: the newest plan, as it is shown
     UniqueConstraint("tenant", "idempotency_key", name="uq_batches_idempotency"),
     Index("ix_batches_tenant_created", "tenant", "created_ms", "id"),
     Index("ix_batches_status", "status"),
@@ -82,6 +84,9 @@ batches = Table(
 
 #: The rows of ``batch_lines`` that still need an outcome, worded as in the index below.
 OPEN = text("state = 'open'")
+#: Of a batch that is planned as a whole: open lines that were handed to the store, and those that weren't.
+PLACED = text("state = 'open' AND place IS NOT NULL")
+UNPLACED = text("state = 'open' AND place IS NULL AND group_no IS NOT NULL")
 
 batch_lines = Table(
     "batch_lines",
@@ -94,7 +99,25 @@ batch_lines = Table(
     Column("state", String(16), nullable=False),  # open | completed | failed | expired | cancelled
     Column("response", LargeBinary),  # JSON, as in the output file
     Column("error", LargeBinary),  # JSON, as in the error file
+    # Of batches that are planned as a whole only:
+    Column("group_no", Integer),  # lines that are alike
+    Column("place", String(64)),  # the deployment that the plan had when the line was handed over
     Index("ix_batch_lines_open", "batch_id", "line_no", sqlite_where=OPEN, postgresql_where=OPEN),
+    Index("ix_batch_lines_placed", "batch_id", "group_no", "place", sqlite_where=PLACED, postgresql_where=PLACED),
+    Index(
+        *("ix_batch_lines_unplaced", "batch_id", "group_no", "line_no"),
+        sqlite_where=UNPLACED,
+        postgresql_where=UNPLACED,
+    ),
+)
+
+#: Lines of a batch that are alike, for its plan. Rows live as long as the batch's lines.
+batch_groups = Table(
+    "batch_groups",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("spec", Text, nullable=False),  # JSON: the job that stands for all of them
 )
 
 #: The rows of ``usage`` that are of batch lines, worded as in the index below.

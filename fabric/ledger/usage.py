@@ -254,6 +254,12 @@ def finished_since(connection: Connection, since_ms: int, *, limit: int) -> list
     return [_row(row) for row in rows]
 
 
+def billed_of_batch(connection: Connection, batch_id: str) -> float:
+    """US dollars that its lines' tokens did cost so far; hours of machines aren't counted."""
+    billed = func.coalesce(func.sum(usage.c.cost_usd - usage.c.machine_usd), 0.0)
+    return float(connection.execute(select(billed).where(usage.c.batch_id == batch_id)).scalar_one())
+
+
 def mark(used: Used) -> tuple[int, str, int]:
     """Where a page goes on."""
     return used.finished_ms, used.job_id, used.attempt

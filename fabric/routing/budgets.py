@@ -54,7 +54,7 @@ def charged(spec: JobSpec, catalog: Catalog, now_ms: int, own: Sequence[Budget] 
 
 def charged_again(spec: JobSpec, catalog: Catalog, now_ms: int, before: str) -> tuple[JobSpec, str]:
     """As ``charged``, for a job that comes back with what was reserved for it ``before``: in the windows of now, of the
-    catalogue's budgets of now. Those that its key was made with stay what they were.
+    catalogue's budgets of now. Those that its key was made with stay what they were, and so does its batch's cap.
 
     Raises:
         BudgetUsedUp: it needs more than a hard budget gives in a whole window.
@@ -63,7 +63,7 @@ def charged_again(spec: JobSpec, catalog: Catalog, now_ms: int, before: str) -> 
     lines = charges.splitlines()
     for line in before.splitlines():
         name, window, limit, amount, _, *unit = line.split(" ")
-        if name.partition(".")[0] == spec.key_id:
+        if name.partition(".")[0] in (spec.key_id, spec.batch_id):
             current = window_at(period_of(window), now_ms)
             lines.append(" ".join([name, current.name, limit, amount, str(current.end_ms or 0), *unit]))
     return spec, "\n".join(lines)

@@ -51,7 +51,7 @@ def shape(spec: JobSpec, placing: Placing = NO_PLACING, chain: Chain = NEW) -> H
         *(spec.model, spec.endpoint, spec.privacy, spec.priority, spec.policy, spec.needs, spec.stream),
         *(spec.prompt_tokens, spec.max_output_tokens, spec.answers, spec.max_cost_usd, spec.deadline_ms),
         *(spec.deployment, spec.allowed_tiers, spec.allowed_regions, spec.accepted_under),
-        *(spec.redacted, spec.raised_from, spec.entities),
+        *(spec.redacted, spec.raised_from, spec.entities, spec.planned),
     )
 
 
@@ -78,8 +78,22 @@ def decide(spec: JobSpec, catalog: Catalog, hash_: str, world: World = _NO_WORLD
         used_up = [out for _, out in found if out is not None]
         candidates = [(n, deployments[n]) for n, out in found if out is None]
     plan, out_now = weigh(spec, candidates, rule, policy, world, ahead_s, placing, chain)
+    if spec.planned is not None:
+        plan, out_now = as_planned(spec.planned, plan, out_now)
     eliminated = [*used_up, *out_now]
     return Decision(name, hash_, tuple(plan), tuple(eliminated), placing.rule)
+
+
+def as_planned(
+    place: str, plan: Sequence[Scored], eliminated: Sequence[Elimination]
+) -> tuple[Sequence[Scored], Sequence[Elimination]]:
+    """A batch's line waits for the place that the batch's plan has for it, as long as somebody works there and nothing
+    keeps it from there. Otherwise it is any job."""
+    if not any(candidate.deployment == place and candidate.live for candidate in plan):
+        return plan, eliminated
+    detail = f"the batch's plan has it run on {place}"
+    others = [Elimination(c.deployment, "rule", detail) for c in plan if c.deployment != place]
+    return [c for c in plan if c.deployment == place], [*eliminated, *others]
 
 
 def weigh(

@@ -98,8 +98,9 @@ class TestInHand:
         ledger.write(batches.fed, "batch_1", 0, 3)
         ledger.write(lines.settle, "batch_1", [done(2), done(5)])
         assert ledger.read(lines.in_hand) == {"batch_1": 2}
-        assert ledger.read(lines.handed_over, "batch_1", until=3, limit=10) == [1, 3]
-        assert ledger.read(lines.handed_over, "batch_1", until=3, limit=10, after=1) == [3]
+        batch = ledger.read(batches.get, "default", "batch_1")
+        assert ledger.read(lines.handed_over, batch, limit=10) == [1, 3]
+        assert ledger.read(lines.handed_over, batch, limit=10, after=1) == [3]
 
 
 class TestRemove:
