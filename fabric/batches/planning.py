@@ -11,7 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, fsum
 from typing import Any
 
 import orjson
@@ -185,12 +185,14 @@ class Planner:
         ways = {(number, way.place): way for number, of in standing.ways.items() for way in of.ways}
         own: Counter[str] = Counter()
         busy_s = self._taken_s.copy()
-        in_hand_usd = 0.0
+        in_hand_usd: defaultdict[str, float] = defaultdict(float)  #: place -> what is expected of lines that are there
+        capped_usd = 0.0
         for (number, place), count in hands.items():
             own[place] += count
             if way := ways.get((number, place)):
                 busy_s[place] += count * way.service_s
-                in_hand_usd += count * way.billed_usd
+                in_hand_usd[place] += count * way.cost_usd
+                capped_usd += count * way.billed_usd
         rooms = rooms_of(
             (self._catalog.by_deployment[place] for place in sorted({place for _, place in ways})),
             *(batch.endpoint, world, own, busy_s),
@@ -201,7 +203,7 @@ class Planner:
         balance, cap_left = None, None
         if options.max_cost_usd is not None:
             balance = balance_of(self._store, self._ledger, batch)
-            cap_left = options.max_cost_usd - balance.spent / NANO - in_hand_usd
+            cap_left = options.max_cost_usd - balance.spent / NANO - capped_usd
         groups = [
             Group(str(number), to_come[number], standing.ways[number].ways)
             for number in specs
@@ -213,7 +215,7 @@ class Planner:
         standing.left = Counter({(int(share.group), share.place): share.lines for share in plan.shares})
         standing.ahead = {place: self._ahead(place, plan, world) for place in rooms}
         standing.broke = not plan.lines and plan.shortfall is not None and "cap" in plan.shortfall.reason
-        self._show(batch, standing, plan, own, balance, world.now_ms)
+        self._show(batch, standing, _places(plan, own, in_hand_usd), plan, balance)
 
     def _ahead(self, place: str, plan: BatchPlan, world: World) -> int:
         """Lines that may be in the store for it: its workers' hands full, or what is done there in some seconds."""
@@ -223,36 +225,22 @@ class Planner:
         shares = [share for share in plan.shares if share.place == place]
         busy_s, count = sum(share.busy_s for share in shares), sum(share.lines for share in shares)
         rate = state.slots * count / busy_s if busy_s > 0 else float(self._window)
-        return max(state.capacity + state.slots, min(self._window, ceil(rate * _AHEAD_S)))
+        return max(state.capacity, min(self._window, ceil(rate * _AHEAD_S)))
 
     def _show(
         self,
         batch: Batch,
         standing: _Standing,
+        places: list[dict[str, Any]],
         plan: BatchPlan,
-        own: Mapping[str, int],
         balance: Balance | None,
-        now_ms: int,
     ) -> None:
         """Keeps the plan where ``GET /v1/batches/{id}`` finds it, if it says anything new."""
-        places: dict[str, dict[str, Any]] = {}
-        for share in plan.shares:
-            at = places.setdefault(share.place, {"lines": 0, "expected_cost_usd": 0.0})
-            at["lines"] += share.lines
-            at["expected_cost_usd"] += share.cost_usd
-        for place, count in own.items():
-            if place:
-                places.setdefault(place, {"lines": 0, "expected_cost_usd": 0.0})["in_hand"] = count
         short = plan.shortfall
         shown = {
             "state": "on_course" if short is None else "short",
-            "places": [
-                {"deployment": name, "lines": at["lines"], "in_hand": at.get("in_hand", 0)}
-                | {"expected_cost_usd": at["expected_cost_usd"]}
-                for name, at in sorted(places.items())
-            ],
-            "expected_cost_usd": plan.cost_usd,
-            "least_cost_usd": plan.bound_usd,
+            "places": places,
+            "expected_cost_usd": fsum(place["expected_cost_usd"] for place in places),
             "spent_usd": None if balance is None else balance.spent / NANO,
             "reserved_usd": None if balance is None else balance.reserved / NANO,
             "groups": len(standing.groups),
@@ -269,8 +257,27 @@ class Planner:
         }
         if shown != standing.shown:
             standing.shown = shown
-            when = {"planned_at": now_ms // 1000, "finish_at": ceil(now_ms / 1000 + plan.finish_s)}
+            now_s = self._world.now_ms / 1000
+            when = {"planned_at": int(now_s), "finish_at": ceil(now_s + plan.finish_s)}
             self._ledger.write(batches.keep_plan, batch.id, orjson.dumps({**when, **shown}))
+
+
+def _places(plan: BatchPlan, own: Mapping[str, int], own_usd: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What is to come and what is there, by place. US dollars for both together."""
+    lines_to_come: Counter[str] = Counter()
+    cost_usd = defaultdict(float, own_usd)
+    for share in plan.shares:
+        lines_to_come[share.place] += share.lines
+        cost_usd[share.place] += share.cost_usd
+    return [
+        {
+            "deployment": place,
+            "lines": lines_to_come[place],
+            "in_hand": own.get(place, 0),
+            "expected_cost_usd": cost_usd[place],
+        }
+        for place in sorted(lines_to_come.keys() | own.keys() - {""})
+    ]
 
 
 def _any(hands: Hands, number: int) -> bool:
