@@ -23,6 +23,7 @@ from fabric.contracts.message import Chunk
 from fabric.contracts.worker import WorkerInfo
 from fabric.ledger import batches, lines, usage
 from fabric.ledger.batches import Batch, NewBatch, batch_object
+from fabric.recorder import Recorder
 from fabric.store import budgets, reads, transitions
 from fabric.store.transitions import Claimed, Outcome
 from scheduler.loop import Loop
@@ -71,6 +72,7 @@ class House:
     desk: Desk
     service: BatchService
     loop: Loop
+    recorder: Recorder
     sent: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     ran: Counter[str] = field(default_factory=Counter)
 
@@ -125,9 +127,8 @@ class House:
             self.ran.update({name: len(claimed)})
             if claimed:
                 done += sum(self.desk.store(transitions.commit([reply(job) for job in claimed])))
-        recorder = self.desk.recorder()
-        while recorder.step():
-            pass
+        while self.desk.store.redis.xlen(reads.COMPLETIONS):
+            self.recorder.step()
         return done
 
     def until(self, reached: Callable[[], bool], reply: Callable[[Claimed], Outcome] = answer) -> None:
@@ -163,7 +164,7 @@ def desk(desk: Desk) -> Desk:
 
 
 def house_of(desk: Desk, **options: Any) -> House:
-    house = House(desk, None, None)  # type: ignore[arg-type]
+    house = House(desk, None, None, desk.recorder())  # type: ignore[arg-type]
     house.service = desk.service(**{"replan_s": 0.0} | options)
     house.loop = Loop(desk.store, house, desk.catalog)  # type: ignore[arg-type]
     return house
