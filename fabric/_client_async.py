@@ -244,18 +244,34 @@ class AsyncClient:
                 task.cancel()
 
     async def batch(
-        self, path: str | Path, *, endpoint: str | None = None, idempotency_key: str | None = None
+        self,
+        path: str | Path,
+        *,
+        endpoint: str | None = None,
+        deadline_s: float | None = None,
+        max_cost_usd: float | None = None,
+        idempotency_key: str | None = None,
     ) -> AsyncBatch:
         """As ``Client.batch``."""
         endpoint = endpoint or wire.endpoint_of(Path(path))
-        return await self.create_batch(await self.upload(path), endpoint, idempotency_key=idempotency_key)
+        limits: dict[str, Any] = {"deadline_s": deadline_s, "max_cost_usd": max_cost_usd}
+        return await self.create_batch(await self.upload(path), endpoint, **limits, idempotency_key=idempotency_key)
 
     async def upload(self, path: str | Path) -> str:
         """Uploads a batch's input; answers the file's id."""
         return str(json.loads((await self._http.upload(Path(path), "batch")).body)["id"])
 
-    async def create_batch(self, file_id: str, endpoint: str, *, idempotency_key: str | None = None) -> AsyncBatch:
-        call = wire.create("/v1/batches", wire.batch_body(file_id, endpoint), idempotency_key)
+    async def create_batch(
+        self,
+        file_id: str,
+        endpoint: str,
+        *,
+        deadline_s: float | None = None,
+        max_cost_usd: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncBatch:
+        body = wire.batch_body(file_id, endpoint, deadline_s, max_cost_usd)
+        call = wire.create("/v1/batches", body, idempotency_key)
         return AsyncBatch(self._http, await _json(self._http, call))
 
     async def get_batch(self, batch_id: str) -> AsyncBatch:

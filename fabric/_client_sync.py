@@ -246,20 +246,39 @@ class Client:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def batch(self, path: str | Path, *, endpoint: str | None = None, idempotency_key: str | None = None) -> Batch:
+    def batch(
+        self,
+        path: str | Path,
+        *,
+        endpoint: str | None = None,
+        deadline_s: float | None = None,
+        max_cost_usd: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
         """Uploads a file of requests (OpenAI's batch format, one a line) and starts it.
 
-        ``endpoint=None`` takes the first line's.
+        ``endpoint=None`` takes the first line's. ``deadline_s``, from now, and ``max_cost_usd`` are for all lines
+        together: then they are placed by a plan of the whole.
         """
         endpoint = endpoint or wire.endpoint_of(Path(path))
-        return self.create_batch(self.upload(path), endpoint, idempotency_key=idempotency_key)
+        limits: dict[str, Any] = {"deadline_s": deadline_s, "max_cost_usd": max_cost_usd}
+        return self.create_batch(self.upload(path), endpoint, **limits, idempotency_key=idempotency_key)
 
     def upload(self, path: str | Path) -> str:
         """Uploads a batch's input; answers the file's id."""
         return str(json.loads(self._http.upload(Path(path), "batch").body)["id"])
 
-    def create_batch(self, file_id: str, endpoint: str, *, idempotency_key: str | None = None) -> Batch:
-        call = wire.create("/v1/batches", wire.batch_body(file_id, endpoint), idempotency_key)
+    def create_batch(
+        self,
+        file_id: str,
+        endpoint: str,
+        *,
+        deadline_s: float | None = None,
+        max_cost_usd: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        body = wire.batch_body(file_id, endpoint, deadline_s, max_cost_usd)
+        call = wire.create("/v1/batches", body, idempotency_key)
         return Batch(self._http, _json(self._http, call))
 
     def get_batch(self, batch_id: str) -> Batch:

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -235,8 +236,19 @@ def endpoint_of(path: Path) -> str:
     return CHAT
 
 
-def batch_body(file_id: str, endpoint: str) -> dict[str, Any]:
-    return {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h"}
+def batch_body(
+    file_id: str, endpoint: str, deadline_s: float | None = None, max_cost_usd: float | None = None
+) -> dict[str, Any]:
+    """``deadline_s``, ``max_cost_usd``: of the batch as a whole. What is later than a day needs a longer window."""
+    limits = {"deadline_s": deadline_s, "max_cost_usd": max_cost_usd}
+    asked = {name: value for name, value in limits.items() if value is not None}
+    days = ceil((deadline_s or 0) / 86_400)
+    body: dict[str, Any] = {
+        "input_file_id": file_id,
+        "endpoint": endpoint,
+        "completion_window": f"{days}d" if days > 1 else "24h",
+    }
+    return {**body, "fabric": asked} if asked else body
 
 
 def batch_ended(batch: Mapping[str, Any]) -> bool:

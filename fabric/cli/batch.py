@@ -15,6 +15,7 @@ from uuid import uuid4
 import click
 
 from fabric.cli.batch_estimate import estimate_command
+from fabric.cli.duration import deadline_option, max_cost_option
 from fabric.cli.output import json_option, local_time, print_json, print_table
 from fabric.contracts.errors import Conflict, FabricError, NotFound
 
@@ -39,17 +40,30 @@ batch.add_command(estimate_command)
 @click.option("-o", "--output", required=True, type=_file, help="Where the answers go.")
 @click.option("--errors", type=_file, help="Where the errors go. [default: OUT.errors.jsonl]")
 @click.option("--endpoint", help="Where the lines go. [default: the first line's]")
+@deadline_option
+@max_cost_option
 @json_option
-def run(source: Path, output: Path, errors: Path | None, endpoint: str | None, as_json: bool) -> int:
+def run(
+    source: Path,
+    output: Path,
+    errors: Path | None,
+    endpoint: str | None,
+    deadline: float | None,
+    max_cost: float | None,
+    as_json: bool,
+) -> int:
     """Run a file, wait, and fetch the answers.
 
     OUT.jsonl.batch.json remembers the batch: after Ctrl-C or a crash the same command goes on where
     it was, and never starts the same work twice. Remove that file to run the input again.
+
+    With --deadline or --max-cost the lines are placed by a plan of the whole, for the least cost.
     """
     from fabric.client import Client
 
     with Client() as client:
-        started = Checkpoint.of(source, output).begin(client, source, endpoint)
+        limits = {"deadline_s": deadline, "max_cost_usd": max_cost}
+        started = Checkpoint.of(source, output).begin(client, source, endpoint, limits)
         _wait(started)
         _fetch(client, started, output, errors or output.with_suffix(".errors.jsonl"), named=errors is not None)
         report = started.report()
@@ -147,7 +161,7 @@ class Checkpoint:
             raise Conflict(f"{path} belongs to another input: remove it, or choose another output file.")
         return known
 
-    def begin(self, client: Client, source: Path, endpoint: str | None) -> Batch:
+    def begin(self, client: Client, source: Path, endpoint: str | None, limits: dict[str, float | None]) -> Batch:
         """The batch of this run: the one that is known, or a new one.
 
         Raises:
@@ -164,7 +178,8 @@ class Checkpoint:
                 ) from None
         file_id = self.file_id or client.upload(source)
         uploaded = replace(self, file_id=file_id).save()
-        started = client.create_batch(file_id, endpoint or endpoint_of(source), idempotency_key=self.idempotency_key)
+        endpoint = endpoint or endpoint_of(source)
+        started = client.create_batch(file_id, endpoint, **limits, idempotency_key=self.idempotency_key)
         replace(uploaded, batch_id=started.id).save()
         return started
 
@@ -176,6 +191,8 @@ class Checkpoint:
 
 def print_report(values: dict[str, Any], report: dict[str, Any]) -> None:
     total, ok, failed = _counts(values)
+    if plan := (values.get("fabric") or {}).get("plan"):
+        _print_plan(plan)
     seconds, rate, elapsed = report["seconds"], report["tokens_per_s"], report["elapsed_s"]
     click.echo(f"{values['id']}  {values['status']}  lines {total}, ok {ok}, failed {failed}")
     print_table(
@@ -188,6 +205,16 @@ def print_report(values: dict[str, Any], report: dict[str, Any]) -> None:
     if rate is not None:
         line = f"a line took {seconds['p50']:.2f} s (p50), {seconds['p95']:.2f} s (p95)" if seconds["p50"] else ""
         click.echo(f"{line}; {rate:.0f} tokens/s written over {elapsed:.1f} s".removeprefix("; "))
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    """What was to come when it was made; nothing, when all had been handed over."""
+    places = [p for p in plan["places"] if p["lines"]]
+    if places:
+        what = ", ".join(f"{p['lines']:,} on {p['deployment']}" for p in places)
+        click.echo(f"planned at {local_time(plan['planned_at'])}: {what}; ${plan['expected_cost_usd']:.6f} to come")
+    if plan["shortfall"]:
+        click.echo(f"not all can be done: {plan['shortfall']['detail']}")
 
 
 def _counts(values: dict[str, Any]) -> tuple[int, int, int]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fabric.cli.duration import deadline_option, max_cost_option
 from fabric.cli.output import json_option, print_json, print_table
 from fabric.cli.spending import usd
+from fabric.contracts.catalog import Price
 from fabric.contracts.errors import FabricError
+from fabric.pricing import machine_usd
+from fabric.routing.batch_plan import BatchPlan, Group, Room, Shortfall, Way, plan_batch
 
 if TYPE_CHECKING:
     from fabric.client import Client
@@ -49,23 +53,27 @@ class Estimate:
     places: dict[str, dict[str, Any]] = field(default_factory=dict)
     cost_usd: float = 0.0
     finish_s: float | None = None
+    plan: BatchPlan | None = None  #: of a batch with a deadline or a cap
 
 
 @click.command("estimate")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@deadline_option
+@max_cost_option
 @json_option
-def estimate_command(source: Path, as_json: bool) -> None:
+def estimate_command(source: Path, deadline: float | None, max_cost: float | None, as_json: bool) -> None:
     """Say what a file would cost and when it would be done. Nothing runs and nothing is stored.
 
     Each line counts as if it went to its first choice, with the answers' length as learned; the error of earlier
-    expectations is told beside it.
+    expectations is told beside it. With --deadline or --max-cost the lines are placed by a plan of the whole, as they
+    are when the batch is started with them.
     """
     from fabric.client import Client
 
     with source.open("rb") as lines:
         kinds, unreadable = kinds_of(lines)
     with Client() as client:
-        found = estimate(client, kinds)
+        found = estimate(client, kinds, deadline, max_cost)
         earlier = client.costs_summary(since=_EARLIER)["total"]
     found.unreadable = unreadable
     shown = _object(found, earlier)
@@ -92,9 +100,14 @@ def kinds_of(lines: Iterable[bytes]) -> tuple[list[Kind], int]:
     return sorted(kinds.values(), key=lambda kind: -kind.lines), unreadable
 
 
-def estimate(client: Client, kinds: list[Kind]) -> Estimate:
+def estimate(
+    client: Client, kinds: list[Kind], deadline_s: float | None = None, max_cost_usd: float | None = None
+) -> Estimate:
+    """``deadline_s`` from now, ``max_cost_usd``: for all lines together."""
     found = Estimate(lines=sum(kind.lines for kind in kinds))
-    slots = {d["name"]: d["slots"] for tier in client.status()["data"] for d in tier["deployments"]}
+    deployments = {d["name"]: d for tier in client.status()["data"] for d in tier["deployments"]}
+    slots = {name: d["slots"] for name, d in deployments.items()}
+    routes: list[tuple[float, list[dict[str, Any]]]] = []
     busy_s: defaultdict[str, float] = defaultdict(float)
     wait_s: dict[str, float] = {}
     known = True
@@ -114,6 +127,7 @@ def estimate(client: Client, kinds: list[Kind]) -> Estimate:
         if chosen is None:
             found.refused[routed["error"]["message"]] += round(lines)
             continue
+        routes.append((lines, routed["decision"]["plan"]))
         name = chosen["deployment"]
         place = found.places.setdefault(name, {"tier": chosen["tier"], "lines": 0.0, "cost_usd": 0.0})
         place["lines"] += lines
@@ -124,10 +138,48 @@ def estimate(client: Client, kinds: list[Kind]) -> Estimate:
         waits = chosen["expected_wait_s"] or 0.0
         wait_s[name] = max(wait_s.get(name, 0.0), waits)
         busy_s[name] += lines * (chosen["expected_finish_s"] - waits)
+    if deadline_s is not None or max_cost_usd is not None:
+        _plan(found, routes, deployments, deadline_s, max_cost_usd)
+        return found
     found.cost_usd = sum(place["cost_usd"] for place in found.places.values())
     if known and found.places:
         found.finish_s = max(wait_s[name] + busy_s[name] / max(1, slots.get(name, 1)) for name in busy_s)
     return found
+
+
+def _plan(
+    found: Estimate,
+    routes: list[tuple[float, list[dict[str, Any]]]],
+    deployments: Mapping[str, dict[str, Any]],
+    deadline_s: float | None,
+    max_cost_usd: float | None,
+) -> None:
+    """Places, cost and time as the batch's plan would have them. ``routes``: lines, and where they may go."""
+    groups = []
+    wait_s: dict[str, float] = {}
+    for number, (lines, candidates) in enumerate(routes):
+        ways = []
+        for candidate in candidates:
+            if not candidate["live"]:
+                continue
+            place = deployments[candidate["deployment"]]
+            waits = candidate["expected_wait_s"] or 0.0
+            wait_s[place["name"]] = max(wait_s.get(place["name"], 0.0), waits)
+            service_s = candidate["expected_finish_s"] - waits
+            cost = candidate["expected_cost_usd"]
+            machine = machine_usd(Price(**place["price"]), service_s, place["slots"] // max(1, place["workers"]))
+            ways.append(Way(place["name"], cost, max(0.0, cost - machine), service_s, candidate["measured"]))
+        groups.append(Group(f"{number:04}", round(lines), tuple(ways)))
+    rooms = {name: Room(deployments[name]["slots"], waits) for name, waits in wait_s.items()}
+    found.plan = plan = plan_batch(groups, rooms, deadline_s, max_cost_usd)
+    tiers = {c["deployment"]: c["tier"] for _, candidates in routes for c in candidates}
+    found.places = {}
+    for share in plan.shares:
+        place = found.places.setdefault(share.place, {"tier": tiers[share.place], "lines": 0.0, "cost_usd": 0.0})
+        place["lines"] += share.lines
+        place["cost_usd"] += share.cost_usd
+    found.cost_usd = plan.cost_usd
+    found.finish_s = plan.finish_s if plan.shares else None
 
 
 def _at_leisure(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,12 +202,17 @@ def _object(found: Estimate, earlier: Mapping[str, Any]) -> dict[str, Any]:
             {"deployment": name, **place, "lines": round(place["lines"])}
             for name, place in sorted(found.places.items())
         ],
+        **({} if found.plan is None else {"shortfall": _shortfall(found.plan.shortfall)}),
         "earlier": {
             "since": _EARLIER,
             "actual_to_expected": actual / expected if expected else None,
             "prediction_error": earlier["prediction_error"],
         },
     }
+
+
+def _shortfall(short: Shortfall | None) -> dict[str, Any] | None:
+    return None if short is None else {**asdict(short), "detail": short.detail}
 
 
 def _show(shown: Mapping[str, Any]) -> None:
@@ -172,6 +229,8 @@ def _show(shown: Mapping[str, Any]) -> None:
             f"earlier requests cost {earlier['actual_to_expected']:.0%} of what was expected of them; "
             f"each one was missed by {earlier['prediction_error']:.0%} in the mean"
         )
+    if shown.get("shortfall"):
+        click.echo(f"not all can be done: {shown['shortfall']['detail']}")
     if shown["unreadable_lines"]:
         click.echo(f"{shown['unreadable_lines']:,} lines can't be read")
     for message, count in shown["refusals"].items():

@@ -33,9 +33,9 @@ _WHOLE = 1e-6
 _NEAR = 1e-3
 #: Ways to place all lines that are few enough to try each: there a divided line would say little of a whole one.
 _FEW_WAYS = 20_000
-#: Divided programs that are looked at at least, and so many times the size of one: about a second in all.
+#: Divided programs that are looked at at least, and so many times the size of one: some tenths of a second in all.
 _NODES = 8
-_WORK = 20_000
+_WORK = 8_000
 _MOST_PIVOTS = 20_000
 #: After so many pivots without any gain the first column that would do is taken (Bland), which can't go in circles.
 _STALLED = 50

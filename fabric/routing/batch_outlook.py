@@ -10,7 +10,7 @@ from fabric.contracts.failures import NEW
 from fabric.contracts.job import JobSpec
 from fabric.pricing import token_usd
 from fabric.routing.batch_plan import Room, Way
-from fabric.routing.forecast import predict, usual
+from fabric.routing.forecast import longer_s, predict, usual
 from fabric.routing.plan import decide
 from fabric.routing.world import World
 
@@ -35,8 +35,9 @@ def ways_of(spec: JobSpec, catalog: Catalog, hash_: str, world: World) -> Ways:
         service_s = seen.service_s
         if deployment.waits and deployment.batch_api is not None:
             service_s += deployment.batch_api.reserve_s
+        tail_s = 0.0 if deployment.waits else longer_s(spec, deployment, world, seen) or 0.0
         sure = candidate.measured or deployment.waits
-        ways.append(Way(deployment.name, candidate.expected_cost_usd, billed, service_s, sure))
+        ways.append(Way(deployment.name, candidate.expected_cost_usd, billed, service_s, sure, tail_s))
     passing = any(out.reason in ("health", "deadline") for out in decision.eliminated)
     return Ways(tuple(ways), not decision.plan and not passing)
 

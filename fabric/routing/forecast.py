@@ -80,12 +80,18 @@ def late_after_s(spec: JobSpec, deployment: Deployment, world: World) -> float |
     pace = world.experience.paces.get((spec.endpoint, deployment.name))
     if seen.finish_s is None or not seen.measured or pace is None:
         return None
+    longer = longer_s(spec, deployment, world, seen)
+    return seen.finish_s * 2 if longer is None else seen.finish_s + longer
+
+
+def longer_s(spec: JobSpec, deployment: Deployment, world: World, seen: Forecast) -> float | None:
+    """By how many seconds 19 of 20 take longer there at most than is expected; ``None``: nothing is known of that."""
+    pace = world.experience.paces.get((spec.endpoint, deployment.name))
     length = world.experience.lengths.get((spec.endpoint, spec.model))
-    if length is None or length.survival is None:
-        return seen.finish_s * 2
-    most = most_output_tokens(spec, deployment)
-    longest = length.survival.quantile(LATE_SHARE, most) * spec.answers
-    return seen.finish_s + max(0.0, longest - seen.output_tokens) * pace.per_output_token_s
+    if pace is None or length is None or length.survival is None:
+        return None
+    longest = length.survival.quantile(LATE_SHARE, most_output_tokens(spec, deployment)) * spec.answers
+    return max(0.0, longest - seen.output_tokens) * pace.per_output_token_s
 
 
 def expected_output(spec: JobSpec, experience: Experience, most: float = inf) -> float:

@@ -6,12 +6,17 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.processes import ROOT, environ
 from benchmarks.vllm_server import FOLDER as VLLM
+
+from fabric.contracts.completion import Completion
+from fabric.contracts.job import JobSpec, Measures, Usage
+from fabric.ledger import Ledger, usage
 
 RUN_S = 170
 
@@ -75,6 +80,32 @@ def test_decision() -> None:
     report = bench("decision", "--seconds", "0.2")
     assert report["direct"] is report["ratio"] is None
     assert report["candidates"] == 20
+
+
+def test_plan() -> None:
+    """The same seed, the same figures: and what is planned as a whole costs less."""
+    report = bench("plan", "--lines", "200")
+    assert report["ratio"] < 0.9
+    assert len(report["cases"]) == 9
+    assert all(case["plan"]["in_time"] >= 0.85 * case["lines"] for case in report["cases"])
+    assert bench("plan", "--lines", "200")["cases"] == report["cases"]
+
+
+def test_plan_of_recorded_answers(sqlite_ledger: str) -> None:
+    ledger = Ledger(sqlite_ledger)
+    spec = JobSpec("job_", "/v1/chat/completions", "m")
+    done = [
+        Completion(
+            *(f"{n}-0", replace(spec, id=f"job_{n}"), "succeeded", 1, "d", "cpu", "w", 1, 2, 3, 4 + n),
+            *(Measures(usage=Usage(100 + n, 50 + n)), None, None),
+        )
+        for n in range(60)
+    ]
+    ledger.write(usage.add, done)
+    ledger.close()
+    report = bench("plan", "--lines", "60", "--ledger", sqlite_ledger)
+    assert [case["lines"] for case in report["cases"]] == [60, 60, 60]
+    assert report["cases"][0]["case"] == "recorded, ample"
 
 
 def test_the_script() -> None:

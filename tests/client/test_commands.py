@@ -115,6 +115,15 @@ def test_batch_run_writes_both_files_once(api: Any, capsys: pytest.CaptureFixtur
     assert len(api.calls("POST", "/v1/files")) == len(api.calls("POST", "/v1/batches")) == 1
 
 
+def test_batch_run_with_a_deadline_and_a_cap(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "run", "in.jsonl", "-o", "out.jsonl", "--deadline", "2d", "--max-cost", "1.5"]) == 0
+    ((_, sent),) = api.calls("POST", "/v1/batches")
+    assert sent["fabric"] == {"deadline_s": 172_800.0, "max_cost_usd": 1.5}
+    assert sent["completion_window"] == "2d"
+    assert run(["batch", "run", "in.jsonl", "-o", "other.jsonl", "--deadline", "soon"]) == 2
+    assert "give a time such as 90s" in capsys.readouterr().err
+
+
 def test_batch_run_goes_on_after_it_was_interrupted(api: Any) -> None:
     api.looks = 10**9
     command = [sys.executable, "-m", "fabric.cli", "batch", "run", "in.jsonl", "-o", "out.jsonl"]

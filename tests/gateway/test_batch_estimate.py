@@ -58,6 +58,28 @@ def test_lines_are_added_up(
     assert store(reads.live_count()) == 0
 
 
+def test_with_a_deadline_and_a_cap_it_is_the_plans(
+    priced: Served, worker: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(line(n) for n in range(100)))
+
+    def asked(*options: str) -> dict[str, Any]:
+        assert run(["batch", "estimate", str(file), "--json", *options]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    found = asked("--deadline", "1d")
+    assert (found["places"][0]["lines"], found["shortfall"]) == (100, None)
+    assert found["expected_cost_usd"] == pytest.approx(100 * 10 * 1e-5)
+    found = asked("--deadline", "1d", "--max-cost", "0.004")
+    assert found["places"][0]["lines"] == 40
+    assert (found["shortfall"]["reason"], found["shortfall"]["lines"]) == ("cap", 60)
+    assert found["shortfall"]["in_time_usd"] == pytest.approx(0.01)
+    assert run(["batch", "estimate", str(file), "--max-cost", "0.004"]) == 0
+    assert "not all can be done: too little money for 60 lines" in capsys.readouterr().out
+
+
 def test_what_would_not_run_is_said(priced: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = line(1) + "no json\n" + '{"custom_id": "x"}\n' + line(2, model="none") + line(3, max_tokens=10_000)
     found = estimated(tmp_path / "in.jsonl", lines, capsys)

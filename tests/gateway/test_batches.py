@@ -54,6 +54,27 @@ class TestCreate:
         assert kept is not None
         assert (kept.tenant, kept.status) == ("default", "validating")
 
+    def test_with_a_deadline_and_a_cap_it_is_to_be_planned(
+        self, client: openai.OpenAI, http: httpx.Client, file_id: str, gateway: Served
+    ) -> None:
+        limits = {"deadline_s": 600, "max_cost_usd": 2.5}
+        batch = client.batches.create(**asked(file_id), extra_body={"fabric": limits})
+        assert batch.expires_at is not None
+        assert batch.expires_at - batch.created_at in (600, 601)
+        shown = http.get(f"/v1/batches/{batch.id}").json()
+        assert shown["fabric"] == {**limits, "plan": None}
+        kept = gateway.ledger.read(batches.get, "default", batch.id)
+        assert kept.planned
+        gateway.ledger.write(batches.keep_plan, batch.id, b'{"state": "on_course"}')
+        assert http.get(f"/v1/batches/{batch.id}").json()["fabric"]["plan"] == {"state": "on_course"}
+
+    def test_a_deadline_behind_the_window_changes_nothing(self, http: httpx.Client, file_id: str) -> None:
+        made = http.post("/v1/batches", json=asked(file_id) | {"fabric": {"deadline_s": 172_800}}).json()
+        assert made["expires_at"] == made["created_at"] + 86_400
+
+    def test_without_limits_it_is_as_any(self, http: httpx.Client, file_id: str) -> None:
+        assert "fabric" not in http.post("/v1/batches", json=asked(file_id) | {"fabric": {}}).json()
+
     def test_the_batch_service_is_woken(self, http: httpx.Client, file_id: str, store: Store) -> None:
         http.post("/v1/batches", json=asked(file_id))
         assert store(wake.wait(60))
@@ -71,6 +92,9 @@ class TestCreate:
             ({"metadata": {"a": 1}}, "metadata.a"),
             ({"metadata": {"a": "x" * 513}}, "metadata.a"),
             ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+            ({"fabric": {"deadline_s": 0}}, "fabric.deadline_s"),
+            ({"fabric": {"max_cost_usd": "1"}}, "fabric.max_cost_usd"),
+            ({"fabric": {"policy": "cheapest"}}, "fabric.policy"),
             ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, "output_expires_after"),
         ],
     )

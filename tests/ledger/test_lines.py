@@ -133,3 +133,37 @@ class TestIndex:
                 " AND line_no > 3 ORDER BY line_no LIMIT 5"
             ).all()
         assert "ix_batch_lines_open" in str(plan)
+
+
+class TestPlannedLines:
+    """Of batches that are planned as a whole: handed over by group and place."""
+
+    def test_what_is_placed_and_what_is_not(self, rows: Rows, ledger: Ledger) -> None:
+        rows.running("batch_1", lines_=0)
+        new = [NewLine(n, str(n), n * 10, 10, "open", group_no=n % 2) for n in range(1, 7)]
+        ledger.write(lines.add, "batch_1", new)
+        assert ledger.read(lines.unplaced, "batch_1") == {0: 3, 1: 3}
+        ledger.write(lines.place, "batch_1", [(1, "a"), (2, "b"), (3, "a")])
+        assert ledger.read(lines.placed, ["batch_1", "batch_2"]) == {"batch_1": {(1, "a"): 2, (0, "b"): 1}}
+        assert ledger.read(lines.unplaced, "batch_1") == {0: 2, 1: 1}
+        assert [line.line_no for line in ledger.read(lines.of_group, "batch_1", 0, limit=5)] == [4, 6]
+        ledger.write(lines.settle, "batch_1", [done(1)])
+        assert ledger.read(lines.placed, ["batch_1"]) == {"batch_1": {(1, "a"): 1, (0, "b"): 1}}
+        ledger.write(lines.place, "batch_1", [(1, "b")])  # it has ended
+        assert ledger.read(lines.placed, ["batch_1"]) == {"batch_1": {(1, "a"): 1, (0, "b"): 1}}
+
+    def test_lost_ones_are_not_placed_any_more(self, rows: Rows, ledger: Ledger) -> None:
+        rows.running("batch_1", lines_=0)
+        ledger.write(lines.add, "batch_1", [NewLine(n, None, 0, 1, "open", group_no=0) for n in (1, 2)])
+        ledger.write(lines.place, "batch_1", [(1, "a"), (2, "a")])
+        ledger.write(batches.unfed, ["batch_1"])
+        assert ledger.read(lines.placed, ["batch_1"]) == {}
+        assert ledger.read(lines.unplaced, "batch_1") == {0: 2}
+
+    def test_groups_go_with_the_lines(self, rows: Rows, ledger: Ledger) -> None:
+        rows.running("batch_1", lines_=0)
+        ledger.write(lines.add_groups, "batch_1", {0: b'{"id":"x"}', 1: b"{}"})
+        ledger.write(lines.add_groups, "batch_1", {0: b'{"id":"y"}'})
+        assert ledger.read(lines.groups, "batch_1") == {0: '{"id":"y"}'}
+        ledger.write(lines.remove, "batch_1", limit=10)
+        assert ledger.read(lines.groups, "batch_1") == {}

@@ -241,6 +241,12 @@ class TestShortfall:
         assert "nobody" in plan.shortfall.detail
 
 
+def test_the_last_ones_begin_so_early_that_slow_ones_are_done() -> None:
+    slow_at_times = Way("local", 0.001, 0.0, 2.0, tail_s=20.0)
+    plan = plan_batch(thousand(local=slow_at_times, cloud=_CLOUD), _ROOMS, 200, slack=0.0)
+    assert places_of(plan) == {"cloud": 640, "local": 360}
+
+
 def test_a_guess_rules_nothing_out() -> None:
     """Of a place that nobody has measured some lines show whether it is as slow as is usual."""
     slow = Way("local", 0.001, 0.0, 100.0, sure=False)

@@ -127,3 +127,9 @@ def test_what_comes_back_is_charged_to_the_windows_and_budgets_of_now() -> None:
     assert charges.splitlines()[0].split()[2] == str(2 * NANO)
     ends = [int(line.split()[4]) for line in charges.splitlines()]
     assert all(end == 0 or end > later_ms for end in ends)
+
+
+def test_the_cap_of_its_batch_comes_back_with_a_line() -> None:
+    line = spec(batch_id="batch_1")
+    before = f"batch_1 total {NANO} 500 0 usd/batch\nbatch_2 total {NANO} 500 0 usd/batch"
+    assert charged_again(line, catalog(), NOW_MS, before) == (line, f"batch_1 total {NANO} 500 0 usd/batch")

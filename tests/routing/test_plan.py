@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fabric.contracts.catalog import PRIVACY_LABELS, TIERS, Catalog, Model
 from fabric.contracts.decision import Decision
 from fabric.contracts.experience import AnswerLength, Experience, Pace
+from fabric.contracts.failures import Chain
 from fabric.contracts.job import PRIORITIES, JobSpec
 from fabric.contracts.policy import POLICY_KINDS
 from fabric.routing import DeploymentState, World, decide, policy_hash, refusal, shape
@@ -510,3 +511,35 @@ def test_a_pinned_job_runs_at_that_deployment_or_nowhere() -> None:
     gone = spec(deployment="z")
     assert refusal(gone, decide(gone, places, rules), places).code == "no_eligible_deployment"
     assert shape(spec(deployment="a")) != shape(spec())
+
+
+class TestPlanned:
+    """A line of a batch that is planned as a whole."""
+
+    CATALOG = catalog({"tier": "cpu"}, {"tier": "cloud"}, {"tier": "gpu"})
+    EVERYBODY = World({name: DeploymentState(1, 2, 4) for name in "abc"}, now_ms=NOW_MS)
+
+    def test_it_waits_for_its_place(self) -> None:
+        decision = decide(spec(planned="b"), self.CATALOG, "h", self.EVERYBODY)
+        assert plan(decision) == ["b"]
+        assert out(decision) == {"a": "rule", "c": "rule"}
+
+    def test_where_nobody_works_any_more_it_is_as_any(self) -> None:
+        others = World({name: DeploymentState(1, 2, 4) for name in "ac"}, now_ms=NOW_MS)
+        assert plan(decide(spec(planned="b"), self.CATALOG, "h", others)) == ["a", "c", "b"]
+
+    def test_where_it_may_not_go_it_is_as_any(self) -> None:
+        decision = decide(spec(planned="b", privacy="restricted"), self.CATALOG, "h", self.EVERYBODY)
+        assert plan(decision) == ["a", "c"]
+        assert out(decision) == {"b": "privacy"}
+
+    def test_where_its_tries_are_used_up_it_is_as_any(self) -> None:
+        tried = Chain((("b", "engine_error"),))
+        decision = decide(spec(planned="b"), self.CATALOG, "h", self.EVERYBODY, tried)
+        assert plan(decision) == ["a", "c"]
+
+    def test_a_place_that_is_not_there_any_more(self) -> None:
+        assert plan(decide(spec(planned="gone"), self.CATALOG, "h", self.EVERYBODY)) == ["a", "c", "b"]
+
+    def test_its_shape_is_its_own(self) -> None:
+        assert shape(spec(planned="a")) != shape(spec())
