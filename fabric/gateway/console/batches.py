@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -84,7 +85,8 @@ def routes(page: Page) -> list[BaseRoute]:
         batch = await ledger.read(batches.get, caller.tenant, batch_id)
         report = await reports.get(batch_id, lambda: ledger.read(batch_report, batch_id))
         shown = progress(batch, time.time_ns() // 1_000_000)
-        return {"shown": shown, "report": report, "may_cancel": may(caller, *_CANCEL)}
+        plan = orjson.loads(batch.plan) if batch.plan and batch.status == "in_progress" else None
+        return {"shown": shown, "report": report, "plan": plan, "may_cancel": may(caller, *_CANCEL)}
 
     def after(request: Request) -> str | None:
         asked = request.query_params.get("after")
