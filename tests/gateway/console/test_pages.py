@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from fabric.ledger import batches
 from fabric.ledger.sums import DAY_MS
 from fabric.ledger.tables import SUM_AMOUNTS, SUM_COUNTS, usage_sums
 
@@ -152,6 +154,22 @@ def test_a_batch_shows_how_far_it_is(gateway: Served, console: httpx.Client) -> 
     assert "validating" in console.get(f"/batches/{batch_id}").text
     page = console.post(f"/batches/{batch_id}/cancel", headers=OWN).text
     assert "Its end was asked for" in page and "cancelling" in page
+
+
+def test_a_batch_that_is_planned_shows_its_plan(gateway: Served, console: httpx.Client) -> None:
+    with gateway.http() as http:
+        line = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "small"}}\n'
+        file_id = http.post("/v1/files", files={"file": ("in.jsonl", line)}, data={"purpose": "batch"}).json()["id"]
+        asked = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h", "fabric": {"deadline_s": 60}}
+        batch_id = http.post("/v1/batches", json=asked).json()["id"]
+    gateway.ledger.write(batches.advance, batch_id, "validating", "in_progress", in_progress_ms=1)
+    plan = {"shortfall": None, "places": [{"deployment": "small-cpu", "lines": 7, "in_hand": 2}]}
+    gateway.ledger.write(batches.keep_plan, batch_id, json.dumps(plan).encode())
+    shown = console.get(f"/batches/{batch_id}").text
+    assert "On course." in shown and "7 lines to come on small-cpu, 2 there." in shown
+    plan["shortfall"] = {"detail": "too little time for 3 lines"}
+    gateway.ledger.write(batches.keep_plan, batch_id, json.dumps(plan).encode())
+    assert "Not all can be done: too little time for 3 lines." in console.get(f"/batches/{batch_id}").text
 
 
 def test_costs_add_up(gateway: Served, console: httpx.Client) -> None:
