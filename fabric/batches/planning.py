@@ -26,7 +26,7 @@ from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch
 from fabric.routing import World, policy_hash, world_of
 from fabric.routing.batch_outlook import Ways, rooms_of, ways_of
-from fabric.routing.batch_plan import BatchPlan, Group, plan_batch
+from fabric.routing.batch_plan import BatchPlan, Group, Room, plan_batch
 from fabric.store import Store, reads, transitions
 from fabric.store.budgets import Balance
 
@@ -34,6 +34,8 @@ from fabric.store.budgets import Balance
 EVERY_S = 2.0
 #: And so many times as long as the last one took.
 _RESTS = 20
+#: Plans that there must be time for, where one that rests on guesses is tried out before the next.
+_TRIES = 10
 #: Work that is handed over ahead: more bridges longer pauses of the batch service, less can be planned otherwise.
 _AHEAD_S = 10.0
 #: A place is fed when this part of what it may have ahead is missing.
@@ -213,9 +215,21 @@ class Planner:
         for share in plan.shares:
             self._taken_s[share.place] += share.busy_s
         standing.left = Counter({(int(share.group), share.place): share.lines for share in plan.shares})
+        guessed = any(not ways[int(share.group), share.place].sure for share in plan.shares)
+        if guessed and left_s > _TRIES * self._every_s:
+            self._try_out(standing.left, rooms)
         standing.ahead = {place: self._ahead(place, plan, world) for place in rooms}
         standing.broke = not plan.lines and plan.shortfall is not None and "cap" in plan.shortfall.reason
         self._show(batch, standing, _places(plan, own, in_hand_usd), plan, balance)
+
+    def _try_out(self, left: Counter[tuple[int, str]], rooms: Mapping[str, Room]) -> None:
+        """Of a plan that rests on guesses no more is handed over before the next one than shows what they are worth: as
+        many lines as each place has slots."""
+        tries = {place: room.slots for place, room in rooms.items()}
+        for number, place in sorted(left):
+            if not self._catalog.by_deployment[place].waits:
+                left[number, place] = min(left[number, place], tries[place])
+                tries[place] -= left[number, place]
 
     def _ahead(self, place: str, plan: BatchPlan, world: World) -> int:
         """Lines that may be in the store for it: its workers' hands full, or what is done there in some seconds."""

@@ -226,6 +226,15 @@ class TestDeadline:
         assert house.ran["cloud"] <= there_first
         assert house.ran.total() == 400
 
+    def test_a_guess_is_tried_out_before_it_is_paid_for(self, desk: Desk, line: Any) -> None:
+        """Nobody has measured either place yet: before the next plan each gets as many lines as it has slots."""
+        house = house_of(desk, replan_s=300.0)
+        house.works(local=2, cloud=50)
+        batch_id = house.begin(asked(line, 400))
+        house.look()
+        assert house.planned(batch_id) == {"local": 250, "cloud": 150}
+        assert {place: len(jobs) for place, jobs in house.sent.items()} == {"local": 2, "cloud": 50}
+
     def test_what_goes_away_is_planned_around(self, house: House, line: Any) -> None:
         house.works(local=2, cloud=50)
         batch_id = house.begin(asked(line, 100))
