@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -19,17 +21,20 @@ def security() -> None:
     """Give each role a user of its own in Redis and RabbitMQ, and each worker the keys of its zones."""
 
 
-def _url(schemes: tuple[str, ...]) -> click.types.FuncParamType:
-    from urllib.parse import urlsplit
+class _Place(click.ParamType[str]):
+    """A URL without a user. What is wrong isn't shown: it may hold a password."""
 
-    def url(value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or "@" in parts.netloc:
-            raise ValueError
-        return value
+    name = "URL"
 
-    url.__name__ = f"URL without a user ({', '.join(f'{scheme}://' for scheme in schemes)})"
-    return click.types.FuncParamType(url)
+    def __init__(self, *schemes: str) -> None:
+        self._schemes = schemes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        parts = urlsplit(str(value))
+        if parts.scheme not in self._schemes or "@" in parts.netloc:
+            begin = " or ".join(f"{scheme}://" for scheme in self._schemes)
+            self.fail(f"it begins with {begin}, and names no user: each role gets its own.", param, ctx)
+        return str(value)
 
 
 @security.command()
@@ -37,7 +42,7 @@ def _url(schemes: tuple[str, ...]) -> click.types.FuncParamType:
 @click.option(
     "--redis",
     "redis_url",
-    type=_url(("redis", "rediss", "unix")),
+    type=_Place("redis", "rediss", "unix"),
     default="redis://127.0.0.1:6379/0",
     show_default=True,
     help="Where the job store is.",
@@ -45,7 +50,7 @@ def _url(schemes: tuple[str, ...]) -> click.types.FuncParamType:
 @click.option(
     "--rabbitmq",
     "rabbitmq_url",
-    type=_url(("amqp", "amqps")),
+    type=_Place("amqp", "amqps"),
     help="Where RabbitMQ is; its path is the virtual host. [default: Redis carries messages, too]",
 )
 @config_option

@@ -59,8 +59,10 @@ def permissions_of(role: Role) -> Permissions:
     if role == ADMIN:
         return Permissions(".*", ".*", ".*", ".*")
     if role == MONITOR:
-        own = rf"{_EVENTS}\..+"
-        return Permissions(_whole(_EVENTS, own), _whole(own), _whole(_EVENTS, own), "^$")
+        # Flower asks workers about themselves when it starts, and hears nothing if it may not; who may ask may tell.
+        own = (rf"{_EVENTS}\..+", rf".+\.{_REPLIES}")
+        exchanges = (_EVENTS, _CONTROL, _REPLIES)
+        return Permissions(_whole(*own, *exchanges), _whole(*own, _CONTROL), _whole(*own, _EVENTS, _REPLIES), "^$")
     if role == SCHEDULER:
         queues = (rf"fabric\.({'|'.join(TIERS)})\..+", _DEAD)
         return Permissions(_whole(*queues), _whole(r"amq\.default", *queues), _whole(*queues))

@@ -11,7 +11,7 @@ from fabric.security.roles import Role
 
 
 def acl_file(passwords: Mapping[Role, str]) -> str:
-    """A line for each role. Passwords are there as SHA-256 alone: they are 256 random bits. Who gives none has no user."""
+    """A line for each role. Of passwords it has SHA-256 alone, which is enough for 256 random bits."""
     lines = ["user default off sanitize-payload resetchannels resetkeys -@all"]
     lines += [_user(role, password) for role, password in passwords.items()]
     return "\n".join((*lines, ""))

@@ -138,7 +138,7 @@ _WORKER = (
     *_ENDS,
     _store("get", "payload:*", "worker:*"),
     _store("srem smembers scard smismember", "held:*"),
-    _store("zadd zrem", "workers"),
+    _store("zadd zrem zrangebyscore", "workers"),
     _store("set", "worker:*"),
     _store("del", "worker:*", "held:*", "abort:*"),
     _store("hgetall", "abort:*"),
@@ -173,6 +173,11 @@ _MONITOR = (
     _CONNECTED,
     Grant("subscribe unsubscribe psubscribe punsubscribe", channels="/1.celeryev /1.celeryev/*"),
     Grant("sadd srem smembers exists pexpire del zadd zrem zrange zrangebyscore evalsha", "_kombu.binding*"),
+    Grant("llen exists pexpire del brpop", "celeryev.* *.reply.celery.pidbox*"),
+    # Of messages that tools have in hand: workers have names of their own for these.
+    Grant("watch hget hset hdel zadd zrem zrange get set del evalsha", "unacked unacked_index unacked_mutex"),
+    # Flower asks workers about themselves when it starts, and hears nothing if it may not. Whoever may ask may tell.
+    Grant("publish", channels="/1.celery.pidbox"),
     Grant("llen", " ".join(f"fabric.{tier}.*" for tier in ("cpu", "gpu", "cloud"))),
     Grant("info dbsize"),
 )

@@ -29,7 +29,7 @@ GATEWAY = Role("gateway", "`fabric api`, and commands that are run beside it")
 SCHEDULER = Role("scheduler", "`fabric scheduler`")
 RECORDER = Role("recorder", "`fabric recorder`, and `fabric migrate`")
 WORKERS = tuple(Role(f"worker-{tier}", f"`fabric worker {tier}`", tier) for tier in TIERS)
-MONITOR = Role("monitor", "Flower and exporters: they look, and change nothing")
+MONITOR = Role("monitor", "Flower and exporters: they look, and see no job")
 ADMIN = Role("admin", "people: it may do anything, so no process is started with it")
 ROLES = (GATEWAY, SCHEDULER, RECORDER, *WORKERS, MONITOR, ADMIN)
 

@@ -10,6 +10,7 @@ import orjson
 from fabric.contracts.completion import Completion, EarlierAttempt
 from fabric.contracts.experience import AnswerLength, Experience, Pace, fitted, survival
 from fabric.contracts.job import Attempt, JobSpec, JobState, Measures
+from fabric.contracts.worker import WorkerInfo
 from fabric.store.command import Command
 
 _PREFIX = "fabric:"
@@ -19,6 +20,17 @@ WAKE = f"{_PREFIX}wake"
 
 def gateway_channel(gateway_id: str) -> str:
     return f"{_PREFIX}gateway:{gateway_id}"
+
+
+def beating(since_ms: int) -> Command[list[str]]:
+    """Ids of workers that had a heartbeat since then (milliseconds since the epoch, on the store's clock)."""
+    return Command(("ZRANGEBYSCORE", f"{_PREFIX}workers", since_ms, "+inf"), _ids)
+
+
+def worker(worker_id: str) -> Command[WorkerInfo | None]:
+    """What its last heartbeat said."""
+    key = f"{_PREFIX}worker:{worker_id}"
+    return Command(("GET", key), lambda answer: WorkerInfo.load(answer) if answer else None)
 
 
 def worker_channel(worker_id: str) -> str:

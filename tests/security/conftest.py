@@ -1,4 +1,4 @@
-"""A fabric whose processes each have a user of their own: in Valkey by its access list, in RabbitMQ by its definitions."""
+"""A fabric whose processes each have a user of their own, in Valkey and in RabbitMQ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 #: How long anything may take here before it counts as lost. Never a measure.
-PATIENCE_S = 25.0
+PATIENCE_S = 90.0
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -54,6 +54,7 @@ class House:
     rabbitmq: RabbitMQ | None = None
     variables: dict[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.folder / "fabric.yaml").write_text(yaml.safe_dump({"models": self.models}))
@@ -71,7 +72,8 @@ class House:
     def start(self, role: str, *command: str) -> None:
         self.run(role, sys.executable, "-m", "fabric.cli", *command)
 
-    def run(self, role: str, *command: str) -> None:
+    def run(self, role: str, *command: str, log: str = "") -> None:
+        """``log``: of something that is run beside the role's process."""
         others = {name: value for name, value in os.environ.items() if not name.startswith("FABRIC_")}
         environ = {
             **others,
@@ -83,10 +85,14 @@ class House:
             **self.variables,
             **self.role(role),
         }
-        with (self.folder / f"{role}.log").open("ab") as log:
-            self.processes[role] = subprocess.Popen(
-                command, env=environ, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        with (self.folder / f"{log or role}.log").open("ab") as output:
+            process = subprocess.Popen(
+                command, env=environ, cwd=self.folder, stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
+        if log:
+            self.helpers.append(process)
+        else:
+            self.processes[role] = process
 
     def open(self, *tiers: str) -> House:
         """Everything runs, and the API takes jobs."""
@@ -127,7 +133,13 @@ class House:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
+    def end_helpers(self) -> None:
+        for process in self.helpers:
+            process.kill()
+            process.wait()
+
     def close(self) -> None:
+        self.end_helpers()
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import redis
+from amqp.exceptions import AccessRefused
+from kombu import Connection
 from redis.exceptions import NoPermissionError
 
-from tests.security.conftest import chat, lines_of, until
+from fabric.security import ROLES
+from fabric.security.roles import ADMIN
+from tests.conftest import free_ports
+from tests.security.conftest import ROOT, chat, lines_of, until
 
 if TYPE_CHECKING:
     from tests.security.conftest import House, NewHouse
@@ -104,3 +111,196 @@ class TestAWholeFabric:
 
     def test_nothing_was_missed(self, house: House) -> None:
         assert house.denied() == [], house.logs()
+
+    def test_the_workers_health_check_may_look(self, house: House) -> None:
+        for tier in ("cpu", "cloud"):
+            house.run(
+                f"worker-{tier}", sys.executable, str(ROOT / "compose" / "health.py"), "worker", tier, log="health"
+            )
+        assert [process.wait(timeout=60) for process in house.helpers[-2:]] == [0, 0], house.said("health")
+        assert house.denied() == []
+
+
+class TestCelerysTools:
+    def test_flower_as_a_monitor_shows_the_workers(self, house: House) -> None:
+        (port,) = free_ports(1)
+        flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--read_only=true")
+        house.run("monitor", sys.executable, "-m", "celery", "-A", "fabric.broker", *flower, log="flower")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as http:
+
+            def shown() -> bool:
+                try:
+                    return all(name in http.get("/workers").text for name in ("cpu-", "cloud-"))
+                except httpx.TransportError:
+                    return False
+
+            until(shown, lambda: house.said("flower") + house.logs())
+        house.end_helpers()
+        assert house.denied() == []
+
+    def test_an_administrator_asks_the_workers(self, house: House) -> None:
+        inspect = ("-m", "celery", "-A", "fabric.broker", "inspect", "ping", "--timeout", "6", "--json")
+        house.run("admin", sys.executable, *inspect, log="inspect")
+        assert house.helpers[-1].wait(timeout=60) == 0, house.said("inspect")
+        assert house.said("inspect").count("pong") == 2
+
+
+def run_script(redis: Any, lua: str) -> Any:
+    """A script of one's own, as whoever may load scripts can."""
+    return redis.evalsha(redis.script_load(lua), 0)
+
+
+def hear(redis: Any, command: str, channel: str) -> Any:
+    listener = redis.pubsub()
+    listener.execute_command(command, channel)
+    return listener.parse_response(timeout=30)
+
+
+#: What whoever has taken over a worker for hosted APIs would try: database, what.
+ACROSS: dict[str, tuple[int, Any]] = {
+    "take from another tier's queue": (1, lambda r: r.rpop("fabric.cpu.near")),
+    "look into another tier's queue": (1, lambda r: r.lrange("fabric.gpu.x", 0, -1)),
+    "send another tier work": (1, lambda r: r.lpush("fabric.cpu.near", "{}")),
+    "delete another tier's queue": (1, lambda r: r.delete("fabric.cpu.near")),
+    "take what another tier's workers have in hand": (1, lambda r: r.hgetall("fabric.unacked.cpu")),
+    "the same by a script": (1, lambda r: run_script(r, "return redis.call('RPOP', 'fabric.cpu.near')")),
+    "the same in a transaction": (1, lambda r: r.pipeline().rpop("fabric.cpu.near").execute()),
+    "tell other workers to stop": (1, lambda r: r.publish("/1.celery.pidbox", "{}")),
+    "read what has ended": (0, lambda r: r.xrange("fabric:completions")),
+    "let go of what has ended": (0, lambda r: r.xtrim("fabric:completions", maxlen=0)),
+    "become a recorder": (0, lambda r: r.xgroup_create("fabric:completions", "mine", "0")),
+    "read answers as they are streamed": (0, lambda r: r.lrange("fabric:events:job_1", 0, -1)),
+    "hear answers": (0, lambda r: hear(r, "SUBSCRIBE", "fabric:gateway:x")),
+    "hear everything": (0, lambda r: hear(r, "PSUBSCRIBE", "*")),
+    "read a whole job": (0, lambda r: r.hgetall("fabric:job:job_1")),
+    "change what a job is asked": (0, lambda r: r.set("fabric:payload:job_1", "x")),
+    "see who waits": (0, lambda r: r.zrange("fabric:live", 0, -1)),
+    "look into the backlog": (0, lambda r: r.zrange("fabric:lane:interactive|default|near", 0, -1)),
+    "delete the backlog": (0, lambda r: r.delete("fabric:lane:interactive|default|near")),
+    "delete the backlog by a script": (0, lambda r: run_script(r, "return redis.call('DEL', 'fabric:live')")),
+    "look for keys": (0, lambda r: r.keys("*")),
+    "walk through the keys": (0, lambda r: r.scan(0)),
+    "read what requests were sent before": (0, lambda r: r.get("fabric:idempotency:7:default:x")),
+    "see a tenant's jobs": (0, lambda r: r.zrevrange("fabric:jobs:default", 0, -1)),
+    "read policies": (0, lambda r: r.hgetall("fabric:policies")),
+    "move the audit trail's head": (0, lambda r: r.hset("fabric:audit:head", "seq", 9)),
+    "write elsewhere": (0, lambda r: r.set("anything", "x")),
+    "copy a payload": (0, lambda r: r.copy("fabric:payload:job_1", "fabric:worker:x")),
+}
+
+
+@pytest.mark.parametrize("what", ACROSS)
+def test_a_worker_for_hosted_apis_may_not(house: House, what: str) -> None:
+    if house.rabbitmq is not None:
+        pytest.skip("the same users as in the other house")
+    db, attempt = ACROSS[what]
+    refused = pytest.raises((NoPermissionError, redis.ResponseError), match=r"(?i)permission")
+    with house.redis("worker-cloud", db) as as_worker, refused:
+        attempt(as_worker)
+    assert {entry["username"] for entry in house.denied()} == {"fabric-worker-cloud"}
+
+
+def test_it_may_look_at_its_own_queue(house: House) -> None:
+    with house.redis("worker-cloud", 1) as as_worker:
+        assert as_worker.llen("fabric.cloud.far") == 0
+
+
+#: What is for administrators alone.
+POWERS: tuple[tuple[str, ...], ...] = (
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("CONFIG", "GET", "*"),
+    ("CONFIG", "SET", "maxmemory", "1"),
+    ("KEYS", "*"),
+    ("SCAN", "0"),
+    ("SCRIPT", "FLUSH"),
+    ("SCRIPT", "KILL"),
+    ("EVAL", "return 1", "0"),
+    ("FUNCTION", "FLUSH"),
+    ("ACL", "LIST"),
+    ("ACL", "SETUSER", "fabric-monitor", "+@all"),
+    ("CLIENT", "LIST"),
+    ("CLIENT", "KILL", "TYPE", "normal"),
+    ("MONITOR",),
+    ("SHUTDOWN", "NOSAVE"),
+    ("REPLICAOF", "NO", "ONE"),
+    ("SAVE",),
+    ("RENAME", "fabric:live", "x"),
+    ("MIGRATE", "127.0.0.1", "1", "fabric:live", "0", "1"),
+    ("DUMP", "fabric:live"),
+    ("SWAPDB", "0", "1"),
+    ("MODULE", "LIST"),
+)
+
+
+@pytest.mark.parametrize("role", [role.name for role in ROLES if role is not ADMIN])
+def test_no_role_has_an_administrators_powers(house: House, role: str) -> None:
+    if house.rabbitmq is not None:
+        pytest.skip("the same users as in the other house")
+    with house.redis(role) as as_role:
+        for command in POWERS:
+            with pytest.raises(NoPermissionError):
+                as_role.execute_command(*command)
+    house.denied()
+    with house.redis("admin") as admin:
+        assert admin.execute_command("CONFIG", "GET", "maxmemory")
+
+
+def test_who_has_no_user_gets_nothing(house: House) -> None:
+    port = int(house.role("gateway")["FABRIC_REDIS_URL"].rpartition(":")[2].partition("/")[0])
+    for url in (f"redis://127.0.0.1:{port}/0", f"redis://fabric-gateway:guessed@127.0.0.1:{port}/0"):
+        with redis.Redis.from_url(url) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.get("fabric:live")
+    house.denied()
+
+
+class TestRabbitMQ:
+    @pytest.fixture
+    def channel(self, request: pytest.FixtureRequest, house: House) -> Iterator[Any]:
+        """Of the cloud's worker, or the role that the test names."""
+        if house.rabbitmq is None:
+            pytest.skip("Redis carries messages here")
+        with Connection(house.role(getattr(request, "param", "worker-cloud"))["FABRIC_BROKER_URL"]) as connection:
+            yield connection.default_channel
+
+    @pytest.mark.parametrize(
+        "attempt",
+        [
+            lambda channel: channel.basic_get("fabric.cpu.near"),
+            lambda channel: channel.basic_consume("fabric.cpu.near", callback=print),
+            lambda channel: channel.basic_get("fabric.cpu.dead"),
+            lambda channel: channel.queue_purge("fabric.cpu.near"),
+            lambda channel: channel.queue_delete("fabric.cpu.near"),
+            lambda channel: channel.queue_declare("anything"),
+            lambda channel: channel.queue_bind("fabric.cpu.near", "fabric.dead", "x"),
+            lambda channel: send(channel, "", "fabric.cpu.near"),
+            lambda channel: send(channel, "", "fabric.cloud.far"),
+            lambda channel: send(channel, "celery.pidbox", ""),
+            lambda channel: send(channel, "celeryev", "anything.else"),
+        ],
+    )
+    def test_on_rabbitmq_it_may_not(self, channel: Any, attempt: Any) -> None:
+        with pytest.raises(AccessRefused):
+            attempt(channel)
+
+    def test_on_rabbitmq_it_may_read_its_own_queue(self, channel: Any) -> None:
+        assert channel.basic_get("fabric.cloud.far") is None
+
+    @pytest.mark.parametrize("channel", ["monitor"], indirect=True)
+    def test_a_monitor_reads_no_queue_and_sends_nothing(self, channel: Any) -> None:
+        with pytest.raises(AccessRefused):
+            channel.basic_get("fabric.cloud.far")
+        with pytest.raises(AccessRefused):
+            send(channel.connection.channel(), "", "fabric.cloud.far")
+
+    def test_gateway_and_recorder_have_no_user_there(self, house: House) -> None:
+        for role in ("gateway", "recorder"):
+            assert "FABRIC_BROKER_URL" not in (house.role(role) if house.rabbitmq else {})
+
+
+def send(channel: Any, exchange: str, routing_key: str) -> None:
+    """RabbitMQ refuses what is sent by closing the channel: the next question finds out."""
+    channel.basic_publish(
+        channel.prepare_message("{}", content_encoding="utf-8"), exchange=exchange, routing_key=routing_key
+    )
+    channel.basic_get("fabric.cloud.far")
