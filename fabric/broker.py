@@ -11,7 +11,9 @@ import select
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from ssl import CERT_REQUIRED
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from amqp.exceptions import AMQPError, MessageNacked
 from celery import Celery
@@ -25,6 +27,7 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.message import TASK, Chunk
+from fabric.contracts.tls import distrust
 
 #: Where RabbitMQ puts messages that were rejected or came back too often, one queue per tier.
 DEAD_EXCHANGE = Exchange("fabric.dead", type="direct", durable=True)
@@ -37,6 +40,8 @@ VISIBILITY_TIMEOUT_S = 300
 #: How long the broker may take to answer before it counts as away.
 TIMEOUT_S = 4
 
+#: Whose certificate the broker's is signed by.
+CA_SETTING = "FABRIC_BROKER_CA, or FABRIC_REDIS_CA where Redis is the broker"
 #: What a broker that is away makes of a call.
 ERRORS = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
 
@@ -87,8 +92,10 @@ def is_redis(broker_url: str) -> bool:
 
 def make_app(broker_url: str, *, tier: str = "") -> Celery:
     """``tier``: of the worker that it is for."""
+    broker_url, tls = _tls(broker_url)
     app = Celery("fabric", broker=broker_url, set_as_current=False)
     app.conf.update(
+        broker_use_ssl=tls,
         task_serializer="json",
         accept_content=["json"],
         event_serializer="json",
@@ -121,6 +128,21 @@ def make_app(broker_url: str, *, tier: str = "") -> Celery:
         control_queue_expires=60,
     )
     return app
+
+
+def _tls(broker_url: str) -> tuple[str, dict[str, Any] | bool]:
+    """The URL without ``ssl_ca_certs``, and how TLS is spoken there: with who proves to be who the URL says."""
+    parts = urlsplit(broker_url)
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    ca = dict(query).get("ssl_ca_certs")
+    if parts.scheme not in ("rediss", "amqps"):
+        return broker_url, False
+    kept = urlencode([(name, value) for name, value in query if name != "ssl_ca_certs"])
+    url = urlunsplit(parts._replace(query=kept))
+    if parts.scheme == "rediss":
+        return url, {"ssl_cert_reqs": CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": ca}
+    # Without a name, kombu puts the host's in.
+    return url, {"cert_reqs": CERT_REQUIRED, "ca_certs": ca, "server_hostname": None}
 
 
 def _transport_options(broker_url: str, tier: str) -> dict[str, Any]:
@@ -216,7 +238,7 @@ class Sender:
     def _broken(self, error: Exception) -> Unavailable:
         self._drop()
         # The broker's own words: never the message's.
-        said = getattr(error, "reply_text", "") or type(error).__name__
+        said = distrust(error, CA_SETTING) or getattr(error, "reply_text", "") or type(error).__name__
         return Unavailable(f"The broker doesn't take messages ({said}); it is tried again until it does.")
 
     def _publish(self, producer: Producer, routing_key: str, chunk: Chunk) -> None:

@@ -258,6 +258,7 @@ class RabbitMQ:
     port: int = 0
     prefix: tuple[str, ...] = ()
     address: str = "127.0.0.1"
+    conf: tuple[str, ...] = ()  #: more lines of ``rabbitmq.conf``
     process: subprocess.Popen[bytes] | None = None
     _epmd: subprocess.Popen[bytes] | None = None
     _environ: dict[str, str] = field(default_factory=dict)
@@ -316,7 +317,7 @@ class RabbitMQ:
         return [line.split("\t") for line in done.stdout.splitlines()]
 
     def _prepare(self, distribution: int, epmd: int) -> None:
-        lines = (f"listeners.tcp.default = {self.address}:{self.port}", "loopback_users = none")
+        lines = (f"listeners.tcp.default = {self.address}:{self.port}", "loopback_users = none", *self.conf)
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "enabled_plugins").write_text("[].")
         inside = {

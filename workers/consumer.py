@@ -21,8 +21,9 @@ from kombu import Connection
 from kombu.message import Message
 from redis.exceptions import ResponseError
 
-from fabric.broker import BadMessage, declare, limit_waiting, read
+from fabric.broker import CA_SETTING, BadMessage, declare, limit_waiting, read
 from fabric.contracts.catalog import Deployment
+from fabric.contracts.tls import distrust
 from workers.redis_transport import guarded
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Consumer(CeleryConsumer):
             nonlocal tries
             tries += 1
             if tries == 2:  # the first is often only a restart
-                log.warning("waiting for the broker: %s", type(error).__name__)
+                log.warning("waiting for the broker: %s", distrust(error, CA_SETTING) or type(error).__name__)
 
         conn.ensure_connection(waiting, callback=maybe_shutdown, **_PATIENCE)
         if tries > 1:

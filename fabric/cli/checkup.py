@@ -18,6 +18,7 @@ from fabric.cli.listen import any_keys, guarded
 from fabric.cli.on_ledger import has_tables, quiet
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import FabricError, where
+from fabric.contracts.tls import distrust
 from fabric.settings import Settings, load
 
 Level = Literal["ok", "warning", "error"]
@@ -130,7 +131,7 @@ def _store(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
             skew = abs(seconds + micros / 1e6 - (asked + time.time()) / 2)
             info: dict[str, Any] = redis.info()
     except (RedisError, OSError) as error:
-        todo = "Start it, or mend FABRIC_REDIS_URL."
+        todo = distrust(error, "FABRIC_REDIS_CA") or "Start it, or mend FABRIC_REDIS_URL."
         yield Finding("store", "error", f"Redis doesn't answer ({type(error).__name__})", todo)
         return
     yield from _server(info)
@@ -157,17 +158,17 @@ def _server(info: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
-    from kombu import Connection
+    from fabric.broker import CA_SETTING, make_app
 
     if _asleep(settings) and settings.broker_url.startswith("redis+socket"):
         yield Finding("broker", "ok", "the embedded Valkey is the broker, too")
         return
     kind = settings.broker_url.partition("://")[0]
     try:
-        with Connection(settings.broker_url, connect_timeout=_ANSWER_S) as connection:
+        with make_app(settings.broker_url).connection_for_read(connect_timeout=_ANSWER_S) as connection:
             connection.ensure_connection(max_retries=1, timeout=_ANSWER_S)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own
-        todo = "Start it, or mend FABRIC_BROKER_URL."
+        todo = distrust(error, CA_SETTING) or "Start it, or mend FABRIC_BROKER_URL."
         yield Finding("broker", "error", f"{kind}: doesn't answer ({type(error).__name__})", todo)
         return
     yield Finding("broker", "ok", f"{kind}: answers")

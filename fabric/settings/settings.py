@@ -16,6 +16,7 @@ from fabric.contracts.limits import TenantLimits
 from fabric.contracts.policy import DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
 from fabric.contracts.webhook import Webhook
+from fabric.settings import tls
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 RedisUrl = Annotated[str, StringConstraints(pattern=r"^(rediss?|unix)://")]
@@ -55,6 +56,10 @@ class Options(BaseModel):
     redis_url: RedisUrl | None = Field(None, repr=False)
     broker_url: BrokerUrl | None = Field(None, repr=False)
     database_url: DatabaseUrl | None = Field(None, repr=False)
+    #: PEM files of the authorities that have signed the certificates at ``redis_url`` and at ``broker_url``, for
+    #: ``rediss://`` and ``amqps://``. Without one: those that the system trusts.
+    redis_ca: Path | None = None
+    broker_ca: Path | None = None
     files_dir: Path | None = None
     log_level: LogLevel = "INFO"
     #: How long a stopping process may take to finish what it holds. Longer loses fewer attempts to a
@@ -131,7 +136,9 @@ class Settings(BaseModel):
 def resolve(options: Options, catalog: Catalog, config: Path | None, webhooks: tuple[Webhook, ...] = ()) -> Settings:
     data_dir = options.data_dir.absolute()
     socket = None if options.redis_url else socket_path(data_dir)
-    redis_url = options.redis_url or f"unix://{socket}?db=0"
+    redis_url = tls.with_ca(options.redis_url or f"unix://{socket}?db=0", options.redis_ca, "FABRIC_REDIS_CA")
+    # A process that has no user at the broker is given no URL of it; the authority may be in everybody's environment.
+    broker_url = options.broker_url and tls.with_ca(options.broker_url, options.broker_ca, "FABRIC_BROKER_CA")
     return Settings(
         host=options.host,
         port=options.port,
@@ -144,7 +151,7 @@ def resolve(options: Options, catalog: Catalog, config: Path | None, webhooks: t
         zone_keys_file=options.zone_keys_file,
         data_dir=data_dir,
         redis_url=redis_url,
-        broker_url=options.broker_url or broker_on(redis_url),
+        broker_url=broker_url or broker_on(redis_url),
         database_url=_driver(options.database_url or f"sqlite:///{data_dir / 'ledger.sqlite3'}"),
         files_dir=(options.files_dir or data_dir / "files").absolute(),
         log_level=options.log_level,

@@ -18,16 +18,20 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from fabric.contracts.errors import Unavailable
+from fabric.contracts.tls import distrust
 from fabric.store.command import Command
 
 T = TypeVar("T")
 
 _UNREACHABLE = "The job store (Redis) can't be reached; it is tried again until it is back."
+_UNTRUSTED = "The job store (Redis) isn't trusted. {why}"
 _REFUSED = "The job store (Redis) refused the write: {reason}. Check its memory limit and disk."
 
 
-def unavailable(error: RedisError) -> Unavailable:
-    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+def unavailable(error: RedisError | OSError) -> Unavailable:
+    if why := distrust(error, "FABRIC_REDIS_CA"):
+        return Unavailable(_UNTRUSTED.format(why=why), retry_after_s=1)
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
         return Unavailable(_UNREACHABLE, retry_after_s=1)
     return Unavailable(_REFUSED.format(reason=str(error).split(" ", 1)[0]), retry_after_s=1)
 
@@ -60,7 +64,7 @@ class Store:
                 self.redis.script_load(command.script.source)
                 answer = self.redis.execute_command(*command.args)
         except (RedisError, OSError) as error:
-            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+            raise unavailable(error) from error
         return command.parse(answer)
 
     def close(self) -> None:
@@ -94,7 +98,7 @@ class AsyncStore:
                 await self.redis.script_load(command.script.source)
                 answer = await self.redis.execute_command(*command.args)
         except (RedisError, OSError) as error:
-            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+            raise unavailable(error) from error
         return command.parse(answer)
 
     async def all(self, commands: Iterable[Command[T]]) -> list[T]:
@@ -106,7 +110,7 @@ class AsyncStore:
         try:
             answers = await pipeline.execute()
         except (RedisError, OSError) as error:
-            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+            raise unavailable(error) from error
         return [command.parse(answer) for command, answer in zip(asked, answers, strict=True)]
 
     async def close(self) -> None:

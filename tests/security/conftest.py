@@ -67,7 +67,10 @@ class House:
 
     def redis(self, role: str, db: int = 0) -> Any:
         """A connection as the role's user."""
-        return redis.Redis.from_url(self.role(role)["FABRIC_REDIS_URL"].replace("/0", f"/{db}"), decode_responses=True)
+        url = self.role(role)["FABRIC_REDIS_URL"].replace("/0", f"/{db}")
+        if ca := self.variables.get("FABRIC_REDIS_CA"):
+            url += f"?ssl_ca_certs={ca}"
+        return redis.Redis.from_url(url, decode_responses=True)
 
     def start(self, role: str, *command: str) -> None:
         self.run(role, sys.executable, "-m", "fabric.cli", *command)
@@ -174,16 +177,25 @@ def new_house(
     """``new_house("rabbitmq", models)``: servers that know the roles' users, and no processes yet."""
     houses: list[House] = []
 
-    def make(broker: str, models: list[dict[str, Any]], **variables: str) -> House:
+    def make(
+        broker: str,
+        models: list[dict[str, Any]],
+        *,
+        redis_url: str = "",
+        rabbitmq_url: str = "",
+        rabbitmq: RabbitMQ | None = None,
+        **variables: str,
+    ) -> House:
+        """The URLs: where they aren't the servers' plain doors."""
         folder = tmp_path_factory.mktemp("house")
-        (port,) = free_ports(1)
-        options = ["--redis", f"redis://127.0.0.1:{port}/0"]
-        rabbitmq: RabbitMQ | None = None
+        port = int(variables.pop("valkey_port", free_ports(1)[0]))
+        options = ["--redis", redis_url or f"redis://127.0.0.1:{port}/0"]
         if broker == "rabbitmq":
-            rabbitmq = request.getfixturevalue("rabbitmq_server")
+            rabbitmq = rabbitmq or request.getfixturevalue("rabbitmq_server")
+            assert rabbitmq is not None
             if rabbitmq.process is None:
                 rabbitmq.start()
-            options += ["--rabbitmq", f"amqp://127.0.0.1:{rabbitmq.port}/house"]
+            options += ["--rabbitmq", rabbitmq_url or f"amqp://127.0.0.1:{rabbitmq.port}/house"]
         access = written(folder / "access", *options)
         valkey = new_valkey(
             options=("--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(access / "redis.acl"))
