@@ -53,11 +53,12 @@ class House:
     models: list[dict[str, Any]]
     rabbitmq: RabbitMQ | None = None
     variables: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  #: beside its models
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        (self.folder / "fabric.yaml").write_text(yaml.safe_dump({"models": self.models}))
+        (self.folder / "fabric.yaml").write_text(yaml.safe_dump({"models": self.models, **self.config}))
         upgrade(f"sqlite:///{self.folder / 'ledger.sqlite3'}")
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -72,13 +73,9 @@ class House:
             url += f"?ssl_ca_certs={ca}"
         return redis.Redis.from_url(url, decode_responses=True)
 
-    def start(self, role: str, *command: str) -> None:
-        self.run(role, sys.executable, "-m", "fabric.cli", *command)
-
-    def run(self, role: str, *command: str, log: str = "") -> None:
-        """``log``: of something that is run beside the role's process."""
+    def environ(self, role: str) -> dict[str, str]:
         others = {name: value for name, value in os.environ.items() if not name.startswith("FABRIC_")}
-        environ = {
+        return {
             **others,
             "FABRIC_CONFIG": str(self.folder / "fabric.yaml"),
             "FABRIC_DATA_DIR": str(self.folder),
@@ -88,9 +85,15 @@ class House:
             **self.variables,
             **self.role(role),
         }
+
+    def start(self, role: str, *command: str) -> None:
+        self.run(role, sys.executable, "-m", "fabric.cli", *command)
+
+    def run(self, role: str, *command: str, log: str = "") -> None:
+        """``log``: of something that is run beside the role's process."""
         with (self.folder / f"{log or role}.log").open("ab") as output:
             process = subprocess.Popen(
-                command, env=environ, cwd=self.folder, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+                command, env=self.environ(role), cwd=self.folder, stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
         if log:
             self.helpers.append(process)
@@ -184,6 +187,7 @@ def new_house(
         redis_url: str = "",
         rabbitmq_url: str = "",
         rabbitmq: RabbitMQ | None = None,
+        config: dict[str, Any] | None = None,
         **variables: str,
     ) -> House:
         """The URLs: where they aren't the servers' plain doors."""
@@ -202,7 +206,7 @@ def new_house(
         )
         if rabbitmq:
             load(rabbitmq, access / "rabbitmq.json", "house")
-        houses.append(House(folder, access, valkey, models, rabbitmq, variables))
+        houses.append(House(folder, access, valkey, models, rabbitmq, variables, config or {}))
         return houses[-1]
 
     yield make
