@@ -36,6 +36,11 @@ def read(path: Path) -> Document:
         data = {} if node is None else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_complaint(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deep.") from None
+    except (ValueError, ArithmeticError, TypeError, AttributeError):
+        # PyYAML's own words for a date or a number that is none don't say where.
+        raise ConfigError(f"{path}: it holds a number or a date that isn't one; put it into quotes.") from None
     if node is None:
         return Document()
     if not isinstance(node, yaml.MappingNode):

@@ -57,7 +57,7 @@ def whole_answer(body: bytes) -> tuple[dict[str, Any], Usage]:
 
 
 def finish_reason(stop_reason: Any) -> str:
-    return _FINISH.get(stop_reason, "stop")
+    return _FINISH.get(stop_reason, "stop") if isinstance(stop_reason, str) else "stop"
 
 
 def usage_of(values: Any) -> Usage:

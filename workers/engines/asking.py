@@ -14,6 +14,9 @@ from workers.engines.http import Api
 
 T = TypeVar("T")
 
+#: With less brackets than these nothing can be nested too deep: most answers are spared a look.
+_DEPTH_UNSEEN = 200
+
 
 class NotTheProtocol(ValueError):
     """What came isn't in the API's protocol. ``str``: what it is instead, without values."""
@@ -107,7 +110,18 @@ def json_object(body: bytes) -> dict[str, Any]:
         raise NotTheProtocol("JSON that isn't whole") from None
     if not isinstance(values, dict):
         raise NotTheProtocol("JSON that isn't an object")
+    if body.count(b"[") + body.count(b"{") > _DEPTH_UNSEEN and not _can_go_on(values):
+        raise NotTheProtocol("JSON that is nested too deep")
     return values
+
+
+def _can_go_on(values: dict[str, Any]) -> bool:
+    """JSON is read deeper than it is written. Passed on it lies in some levels more."""
+    try:
+        orjson.dumps([[[[[[[[values]]]]]]]])
+    except TypeError:
+        return False
+    return True
 
 
 def count(values: Any, name: str) -> int:

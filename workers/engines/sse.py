@@ -63,7 +63,7 @@ class EventParser:
             elif line.startswith(b"data:"):
                 payload = line[6:] if line.startswith(b"data: ") else line[5:]
                 self._lines.append(payload)
-                self._size += len(payload)
+                self._size += len(payload) + 1  # empty lines count, too: there is no end of them otherwise
         if self._size + len(self._rest) > self._limit:
             raise TooLong
         return events
