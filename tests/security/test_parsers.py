@@ -33,9 +33,45 @@ FEW = settings(max_examples=120, deadline=None)
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
 #: Names that parsers look for, and others.
 names = st.sampled_from(
-    "choices delta message content index finish_reason tool_calls usage prompt_tokens completion_tokens total_tokens type "
-    "text thinking tool_use input id name error stop_reason content_block code refusal logprobs data input_tokens "
-    "model messages role stream n stop tools custom_id method url body".split()
+    [
+        "choices",
+        "delta",
+        "message",
+        "content",
+        "index",
+        "finish_reason",
+        "tool_calls",
+        "usage",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "type",
+        "text",
+        "thinking",
+        "tool_use",
+        "input",
+        "id",
+        "name",
+        "error",
+        "stop_reason",
+        "content_block",
+        "code",
+        "refusal",
+        "logprobs",
+        "data",
+        "input_tokens",
+        "model",
+        "messages",
+        "role",
+        "stream",
+        "n",
+        "stop",
+        "tools",
+        "custom_id",
+        "method",
+        "url",
+        "body",
+    ]
 )
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5), max_leaves=25
@@ -103,7 +139,14 @@ class TestProvidersAnswers:
             | st.builds(
                 lambda kind, rest: json.dumps({"type": kind, **rest}).encode("utf-8", "surrogatepass"),
                 st.sampled_from(
-                    "message_start content_block_start content_block_delta content_block_stop message_delta ping".split()
+                    [
+                        "message_start",
+                        "content_block_start",
+                        "content_block_delta",
+                        "content_block_stop",
+                        "message_delta",
+                        "ping",
+                    ]
                 ),
                 st.dictionaries(st.sampled_from(["delta", "content_block", "message", "usage"]), anything, max_size=3),
             ),
