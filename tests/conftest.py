@@ -124,6 +124,7 @@ class Postgres:
     programs: Path
     user: str | None  #: it refuses to run as root
     process: subprocess.Popen[bytes] | None = None
+    settings: tuple[str, ...] = ()  #: over those that it has here
     _names: Iterator[int] = field(default_factory=itertools.count)
 
     def url(self, database: str) -> str:
@@ -133,9 +134,9 @@ class Postgres:
         command = ["initdb", "-D", "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale", "C"]
         self._run(command).check_returncode()
 
-    def start(self) -> None:
-        settings = ("listen_addresses=", "fsync=off", "port=5432", f"unix_socket_directories={self.folder}")
-        options = [part for setting in settings for part in ("-c", setting)]
+    def start(self, port: int = 5432) -> None:
+        settings = ("listen_addresses=", "fsync=off", f"port={port}", f"unix_socket_directories={self.folder}")
+        options = [part for setting in (*settings, *self.settings) for part in ("-c", setting)]
         self.process = subprocess.Popen(
             [str(self.programs / "postgres"), "-D", "data", *options],
             cwd=self.folder,
@@ -144,7 +145,7 @@ class Postgres:
             stderr=(self.folder / "log").open("ab"),
         )
         until = time.monotonic() + 60
-        while self._run(["pg_isready", "-q", "-h", str(self.folder)]).returncode:
+        while self._run(["pg_isready", "-q", "-h", str(self.folder), "-p", str(port)]).returncode:
             if time.monotonic() > until or self.process.poll() is not None:
                 raise RuntimeError(f"PostgreSQL didn't start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)

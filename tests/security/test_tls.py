@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from fabric import settings
 from fabric.broker import Sender, make_app
 from fabric.cli.entry import run
 from fabric.contracts.errors import ConfigError, Unavailable
+from fabric.ledger import Ledger
 from fabric.store import AsyncStore, Store, reads
-from tests.conftest import free_ports
+from tests.conftest import Postgres, free_ports
 from tests.security.conftest import House, chat, until
 from tests.security.doors import Authority, Door
 
@@ -184,6 +188,45 @@ def test_who_speaks_no_tls_gets_nothing(house: House) -> None:
     url = house.role("gateway")["FABRIC_REDIS_URL"].replace("rediss://", "redis://")
     with redis.Redis.from_url(url, socket_timeout=10) as plain, pytest.raises(redis.RedisError):
         plain.ping()
+
+
+@pytest.fixture(scope="module")
+def tls_postgres(postgres_server: Postgres, authority: Authority) -> Iterator[int]:
+    """The port of one that speaks TLS on 127.0.0.1."""
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="fabric-pg-", dir="/tmp") as folder:
+        server = Postgres(Path(folder), postgres_server.programs, postgres_server.user)
+        files = [shutil.copy(path, folder) for path in authority.certify("127.0.0.1")]
+        for path in (folder, *files):
+            Path(path).chmod(0o700 if path == folder else 0o600)
+            if server.user:
+                shutil.chown(path, server.user)
+        tls = ("ssl=on", f"ssl_cert_file={files[0]}", f"ssl_key_file={files[1]}")
+        server.settings = ("listen_addresses=127.0.0.1", *tls)
+        server.make()
+        server.start(port)
+        yield port
+        server.crash()
+
+
+def test_a_ledger_on_postgresql_is_known_by_its_certificate(
+    tls_postgres: int, authority: Authority, tmp_path: Path
+) -> None:
+    other = Authority(tmp_path / "other")
+    place = f"127.0.0.1:{tls_postgres}/postgres?sslmode=verify-full"
+    ledger = Ledger(
+        loaded(FABRIC_DATABASE_URL=f"postgresql://postgres@{place}&sslrootcert={authority.ca}").database_url
+    )
+    said = ledger.read(lambda c: c.execute(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")).scalar())
+    assert said is True
+    ledger.close()
+    wrong = (f"{place}&sslrootcert={other.ca}", f"{place.replace('127.0.0.1', 'localhost')}&sslrootcert={authority.ca}")
+    for elsewhere in wrong:
+        refused = Ledger(loaded(FABRIC_DATABASE_URL=f"postgresql://me:{PASSWORD}@{elsewhere}").database_url, wait_s=2)
+        with pytest.raises(Unavailable) as error:
+            refused.read(lambda c: c.execute(text("SELECT 1")).scalar())
+        assert PASSWORD not in error.value.message
+        refused.close()
 
 
 class TestSettings:
