@@ -45,6 +45,10 @@ def house(request: pytest.FixtureRequest, new_house: NewHouse) -> Iterator[House
     house.close()
 
 
+on_valkey = pytest.mark.parametrize("house", ["valkey"], indirect=True)
+on_rabbitmq = pytest.mark.parametrize("house", ["rabbitmq"], indirect=True)
+
+
 class TestAWholeFabric:
     """Everything that it does; ``test_nothing_was_missed`` looks whether anybody was refused anything."""
 
@@ -84,11 +88,14 @@ class TestAWholeFabric:
 
     def test_a_job_is_parked_replayed_and_dropped(self, house: House) -> None:
         with house.http() as http:
-            job = http.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": chat("broken")}).json()["id"]
-            until(lambda: http.get(f"/v1/jobs/{job}").json()["state"] == "dead", house.logs)
-            assert http.post(f"/v1/dead-letters/{job}/replay").status_code in (200, 202)
-            until(lambda: http.get(f"/v1/jobs/{job}").json()["state"] == "dead", house.logs)
-            assert http.delete(f"/v1/dead-letters/{job}").status_code in (200, 204)
+            asked = {"endpoint": "/v1/chat/completions", "body": chat("broken")}
+            one, other = (http.post("/v1/jobs", json=asked).json()["id"] for _ in range(2))
+            for job in (one, other):
+                until(lambda job=job: http.get(f"/v1/jobs/{job}").json()["state"] == "dead", house.logs)
+            assert http.post(f"/v1/dead-letters/{one}/replay").status_code in (200, 202)
+            http.post(f"/v1/jobs/{one}/cancel")
+            until(lambda: http.get(f"/v1/jobs/{one}").json()["state"] == "cancelled", house.logs)
+            assert http.delete(f"/v1/dead-letters/{other}").status_code in (200, 204)
 
     def test_a_job_moves_to_another_tier(self, house: House) -> None:
         with house.http() as http:
@@ -189,10 +196,9 @@ ACROSS: dict[str, tuple[int, Any]] = {
 }
 
 
+@on_valkey
 @pytest.mark.parametrize("what", ACROSS)
 def test_a_worker_for_hosted_apis_may_not(house: House, what: str) -> None:
-    if house.rabbitmq is not None:
-        pytest.skip("the same users as in the other house")
     db, attempt = ACROSS[what]
     refused = pytest.raises((NoPermissionError, redis.ResponseError), match=r"(?i)permission")
     with house.redis("worker-cloud", db) as as_worker, refused:
@@ -200,6 +206,7 @@ def test_a_worker_for_hosted_apis_may_not(house: House, what: str) -> None:
     assert {entry["username"] for entry in house.denied()} == {"fabric-worker-cloud"}
 
 
+@on_valkey
 def test_it_may_look_at_its_own_queue(house: House) -> None:
     with house.redis("worker-cloud", 1) as as_worker:
         assert as_worker.llen("fabric.cloud.far") == 0
@@ -233,10 +240,9 @@ POWERS: tuple[tuple[str, ...], ...] = (
 )
 
 
+@on_valkey
 @pytest.mark.parametrize("role", [role.name for role in ROLES if role is not ADMIN])
 def test_no_role_has_an_administrators_powers(house: House, role: str) -> None:
-    if house.rabbitmq is not None:
-        pytest.skip("the same users as in the other house")
     with house.redis(role) as as_role:
         for command in POWERS:
             with pytest.raises(NoPermissionError):
@@ -246,6 +252,7 @@ def test_no_role_has_an_administrators_powers(house: House, role: str) -> None:
         assert admin.execute_command("CONFIG", "GET", "maxmemory")
 
 
+@on_valkey
 def test_who_has_no_user_gets_nothing(house: House) -> None:
     port = int(house.role("gateway")["FABRIC_REDIS_URL"].rpartition(":")[2].partition("/")[0])
     for url in (f"redis://127.0.0.1:{port}/0", f"redis://fabric-gateway:guessed@127.0.0.1:{port}/0"):
@@ -254,12 +261,11 @@ def test_who_has_no_user_gets_nothing(house: House) -> None:
     house.denied()
 
 
+@on_rabbitmq
 class TestRabbitMQ:
     @pytest.fixture
     def channel(self, request: pytest.FixtureRequest, house: House) -> Iterator[Any]:
         """Of the cloud's worker, or the role that the test names."""
-        if house.rabbitmq is None:
-            pytest.skip("Redis carries messages here")
         with Connection(house.role(getattr(request, "param", "worker-cloud"))["FABRIC_BROKER_URL"]) as connection:
             yield connection.default_channel
 
@@ -295,7 +301,7 @@ class TestRabbitMQ:
 
     def test_gateway_and_recorder_have_no_user_there(self, house: House) -> None:
         for role in ("gateway", "recorder"):
-            assert "FABRIC_BROKER_URL" not in (house.role(role) if house.rabbitmq else {})
+            assert "FABRIC_BROKER_URL" not in house.role(role)
 
 
 def send(channel: Any, exchange: str, routing_key: str) -> None:
