@@ -117,6 +117,61 @@ def store(valkey: Valkey) -> Iterator[Store]:
 
 
 @dataclass
+class SmallDisk:
+    """A file system of 16 MB in memory, which can be filled up."""
+
+    folder: Path
+
+    def fill(self) -> None:
+        descriptor = os.open(self.folder / "filler", os.O_WRONLY | os.O_CREAT)
+        try:
+            while True:
+                os.write(descriptor, b"x" * 4096)
+        except OSError:
+            os.close(descriptor)
+
+    def free(self) -> None:
+        (self.folder / "filler").unlink()
+
+    def leave_a_hole(self, server: Valkey) -> set[bytes]:
+        """The keys of a server that runs on this disk, was written anew, and met a full disk right then."""
+        with redis.Redis.from_url(server.url) as connection:
+            connection.set("before", "x" * 100)
+            connection.bgrewriteaof()
+            until(lambda: not connection.info("persistence")["aof_rewrite_in_progress"])
+            connection.set("between", "x" * 100)
+            self.fill()
+            with pytest.raises(redis.ResponseError, match="MISCONF"):
+                for number in range(100):
+                    connection.set(f"full-{number}", "x" * 3000)
+            self.free()
+            until(lambda: connection.info("persistence")["aof_last_write_status"] == "ok")
+            connection.set("after", "x")
+            return set(connection.keys())
+
+
+def until(look: Callable[[], Any], within_s: float = 60.0) -> None:
+    """Returns as soon as ``look`` answers with something."""
+    limit = time.monotonic() + within_s
+    while not look():
+        assert time.monotonic() < limit, "it didn't come about"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[SmallDisk]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small tmpfs")
+    with tempfile.TemporaryDirectory(prefix="fabric-", dir="/tmp") as path:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", path], capture_output=True).returncode:
+            pytest.skip("a small tmpfs can't be mounted here")
+        try:
+            yield SmallDisk(Path(path))
+        finally:
+            subprocess.run(["umount", "-l", path], check=False)
+
+
+@dataclass
 class Postgres:
     """A PostgreSQL server on a unix socket in a folder of its own. ``crash`` then ``start`` is a crash."""
 

@@ -123,6 +123,7 @@ def _store(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
 
     if _asleep(settings):
         yield Finding("store", "ok", "the embedded Valkey isn't running; `fabric up` starts it")
+        yield from _on_disk(settings.data_dir / "valkey")
         return
     try:
         with Redis.from_url(settings.redis_url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S) as redis:
@@ -140,6 +141,28 @@ def _store(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("store", "warning", said, "Run an NTP client on both: deadlines come early or late.")
 
 
+def _on_disk(folder: Path) -> Iterator[Finding]:
+    from fabric.store import append_only
+    from fabric.store.embedded import server_binary
+
+    for path in append_only.files(folder):
+        found = append_only.condition(path)
+        if found.bad:
+            lost = f"{found.size - found.end} bytes from {found.end} on"
+            manifest = path.with_name("appendonly.aof.manifest")
+            todo = (
+                f"Restore a backup of {folder}; or copy the folder and give up these bytes and what they say of jobs: "
+                f"`bash -c 'exec -a valkey-check-aof {server_binary()} --fix {manifest}'`."
+            )
+            yield Finding("store", "error", f"{path} is damaged, Valkey won't start with it: {lost}", todo)
+        elif found.holes:
+            said = f"{path.name} has a hole since its disk was full; `fabric up` takes it out, and nothing is lost"
+            yield Finding("store", "warning", said)
+        elif found.zeros:
+            said = f"{path.name} ends in zeros, as a loss of power leaves it; `fabric up` cuts them off"
+            yield Finding("store", "warning", said)
+
+
 def _server(info: Mapping[str, Any]) -> Iterator[Finding]:
     name = "Valkey" if "valkey_version" in info else "Redis"
     text = str(info.get("valkey_version") or info["redis_version"])
@@ -155,6 +178,12 @@ def _server(info: Mapping[str, Any]) -> Iterator[Finding]:
     if not info.get("aof_enabled"):
         todo = "Set `appendonly yes`: without it a restart loses the jobs that came after the last snapshot."
         yield Finding("store", "warning", "it keeps no append-only file", todo)
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        todo = "Make room on its disk, then have the file written anew at once: `BGREWRITEAOF` (docs/deployment.md)."
+        yield Finding("store", "error", "it can't write its append-only file and refuses all jobs", todo)
+    elif info.get("aof_last_bgrewrite_status", "ok") != "ok":
+        todo = "Make room on its disk, for the data once more: until a rewrite succeeds the file only grows."
+        yield Finding("store", "warning", "its append-only file couldn't be written anew", todo)
 
 
 def _broker(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,9 @@ _LAST_WORDS_S = 0.5
 @dataclass(frozen=True, slots=True)
 class Program:
     """``grace_s``: from SIGTERM to SIGKILL. ``fds`` stay open in the program under their numbers. ``withheld``:
-    environment variables that it isn't given; ``given``: those that it gets beyond the others, with their values."""
+    environment variables that it isn't given; ``given``: those that it gets beyond the others, with their values.
+    ``prepare`` is called on a thread before each start, and answers with what there is to say of it; it may raise
+    ``ConfigError``."""
 
     name: str
     command: tuple[str, ...]
@@ -35,6 +37,7 @@ class Program:
     fds: tuple[int, ...] = ()
     withheld: frozenset[str] = frozenset()
     given: Mapping[str, str] = field(default_factory=dict, repr=False)
+    prepare: Callable[[], Sequence[str]] | None = None
 
     def environ(self, everybodys: Mapping[str, str]) -> dict[str, str]:
         """What it gets of what all get."""
@@ -86,14 +89,20 @@ class Child:
         """Returns after ``stop``.
 
         Raises:
-            ConfigError: the program says that its configuration can't work.
+            ConfigError: the program says that its configuration can't work, or it can't be prepared.
         """
         stable_before = False
         config_errors = 0
         try:
             while not self._stopping.is_set():
                 started = time.monotonic()
-                status = await self.run_once()
+                try:
+                    status = await self.run_once()
+                except ConfigError as error:
+                    if not stable_before:
+                        raise
+                    self._say("ERROR", error.message)
+                    status = os.EX_CANTCREAT  # a full disk may get room
                 if self._stopping.is_set():
                     return
                 if time.monotonic() - started >= self._backoff.stable_s:
@@ -115,6 +124,9 @@ class Child:
     async def run_once(self) -> int:
         """Answers the exit status, negative for a signal."""
         self._last_lines.clear()
+        if self.program.prepare:
+            for said in await asyncio.to_thread(self.program.prepare):
+                self._say("WARNING", said)
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(

@@ -14,12 +14,14 @@ import sys
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fabric
 from fabric.cli import data_dir, embedded, listen
 from fabric.cli.child import BACKOFF, Backoff, Program
+from fabric.cli.hole_watch import keep_whole
 from fabric.cli.journal import Journal
 from fabric.cli.supervisor import Supervisor
 from fabric.contracts.catalog import TIERS
@@ -27,6 +29,7 @@ from fabric.contracts.errors import ConfigError
 from fabric.contracts.zones import WorkerKeys
 from fabric.settings import Settings
 from fabric.settings.secret import secrets_of
+from fabric.store import append_only
 from fabric.store.embedded import server_command
 
 #: How the processes are called: this very code, whatever lies in the working directory.
@@ -63,6 +66,7 @@ class FabricUp:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._interrupts = 0
         self._stop = asyncio.Event()
+        self._keeping_whole: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until SIGINT, SIGTERM or SIGHUP; a second one doesn't wait for what is running.
@@ -97,16 +101,25 @@ class FabricUp:
         folder.mkdir(mode=0o700, exist_ok=True)
         # Valkey writes its data at every change; what it does on SIGTERM takes milliseconds.
         child = self._supervisor.start(
-            Program("valkey", tuple(server_command(path, folder)), grace_s=30, withheld=self._withheld("valkey"))
+            Program(
+                "valkey",
+                tuple(server_command(path, folder)),
+                grace_s=30,
+                withheld=self._withheld("valkey"),
+                prepare=lambda: append_only.mend(folder),
+            )
         )
         answering = asyncio.create_task(embedded.ready(path))
         try:
             while not answering.done():
                 if child.failures >= _STORE_TRIES:
-                    raise ConfigError(f"The embedded Valkey doesn't start. {child.last_words()}")
+                    hint = "`fabric doctor` looks at what it has on disk."
+                    raise ConfigError(f"The embedded Valkey doesn't start. {child.last_words()}\n{hint}")
                 await asyncio.wait([answering], timeout=_LOOK_S)
         finally:
             answering.cancel()
+        say = partial(self._journal.write, "valkey")
+        self._keeping_whole = asyncio.create_task(keep_whole(path, folder, say))
 
     def _workers(self) -> list[Program]:
         catalog = self._settings.catalog
@@ -156,6 +169,9 @@ class FabricUp:
         workers = [name for name in self._supervisor.children if name.startswith("worker-")]
         for names in (["api"], workers, ["scheduler"], ["recorder"], ["valkey"]):
             await self._supervisor.stop(names)
+        if self._keeping_whole:
+            self._keeping_whole.cancel()
+            await asyncio.gather(self._keeping_whole, return_exceptions=True)
         if self._settings.socket:
             embedded.tidy(self._settings.socket, self._settings.data_dir)
         self._say("stopped")

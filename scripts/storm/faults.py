@@ -80,10 +80,10 @@ class Injector:
             self._stage.valkey.kill()
             await self._outage(fault.for_s)
             try:
-                await asyncio.to_thread(self._stage.valkey.start)
+                await asyncio.to_thread(self._stage.start_store)
             except RuntimeError as error:
                 self.odd.append(str(error)[-2000:])
-                await asyncio.to_thread(self._stage.valkey.start)
+                await asyncio.to_thread(self._stage.start_store)
             self.backs.append(_now_ms())
 
     async def _kill_broker(self, fault: Fault) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import psutil
 
+from fabric.cli.hole_watch import keep_whole
 from fabric.ledger import upgrade
-from fabric.store import Store, transitions
+from fabric.store import Store, append_only, transitions
 from storm.plan import BROKER_LINKS, FAKETIME, KILLED, STORE_LINKS, WORKERS, Transport
 from storm.proxy import Link
 from storm.values import Memory
@@ -99,7 +100,7 @@ class Stage:
         self.data.mkdir()
         self.mounted = os.geteuid() == 0 and _mount(self.data)
         self.valkey = Valkey(self.data)
-        await asyncio.to_thread(self.valkey.start)
+        await asyncio.to_thread(self.start_store)
         self.store = Store(self.valkey.url)
         if self.transport == "rabbitmq":
             await asyncio.to_thread(self._start_rabbitmq)
@@ -126,7 +127,19 @@ class Stage:
         for name in KILLED:
             self._run(name, [sys.executable, "-m", "fabric.cli", *self._command(name)])
         await self.until(self._ready, START_S)
-        self._tasks = [asyncio.create_task(duty) for duty in (self._restart(), self._sample())]
+        keep_store_whole = keep_whole(self.valkey.socket, self.data, self._store_said)
+        duties = (self._restart(), self._sample(), keep_store_whole)
+        self._tasks = [asyncio.create_task(duty) for duty in duties]
+
+    def start_store(self) -> None:
+        """As ``fabric up`` starts it."""
+        for said in append_only.mend(self.data):
+            self._store_said("WARNING", said)
+        self.valkey.start()
+
+    def _store_said(self, level: str, message: str) -> None:
+        with (self.folder / "valkey.log").open("a") as log:
+            log.write(f"{time.time():.3f} {level} {message}\n")
 
     def jump(self, seconds: float) -> None:
         """Sets the jumping worker's clock so far off. Replaced in one step: it is read all the time."""

@@ -20,7 +20,9 @@ from fabric.settings.settings import Settings
 from fabric.store import Store, transitions
 
 if TYPE_CHECKING:
-    from tests.conftest import Valkey
+    from collections.abc import Callable
+
+    from tests.conftest import SmallDisk, Valkey
 
 CONFIG = """
 models:
@@ -115,6 +117,44 @@ def test_a_store_that_may_drop_jobs(doctor: Doctor, valkey: Valkey, monkeypatch:
     assert status == 1
     assert "noeviction" in of(findings, "store", "error")[0]["todo"]
     assert any(finding["said"].startswith("Valkey") for finding in of(findings, "store", "ok"))
+
+
+@pytest.mark.parametrize(
+    ("content", "level", "said"),
+    [
+        (b"*1\r\n$4\r\nPING\r\n", "ok", "isn't running"),
+        (b"\0\0*1\r\n$4\r\nPING\r\n", "warning", "nothing is lost"),
+        (b"*1\r\n$4\r\nPI\0\0\0", "warning", "cuts them off"),
+        (b"*1\r\n$4\r\nPING\r\nnonsense", "error", "8 bytes from 14 on"),
+    ],
+)
+def test_what_the_embedded_store_has_on_disk(
+    doctor: Doctor, tmp_path: Path, content: bytes, level: str, said: str
+) -> None:
+    folder = tmp_path / ".fabric" / "valkey" / "appendonlydir"
+    folder.mkdir(parents=True)
+    (folder / "appendonly.aof.manifest").write_text("file appendonly.aof.1.incr.aof seq 1 type i\n")
+    (folder / "appendonly.aof.1.incr.aof").write_bytes(content)
+    _, findings = doctor()
+    (found,) = of(findings, "store", level)
+    assert said in found["said"]
+    assert ("valkey-check-aof" in found["todo"]) is (level == "error")
+    assert (folder / "appendonly.aof.1.incr.aof").read_bytes() == content
+
+
+def test_a_store_that_cannot_write(
+    doctor: Doctor, small_disk: SmallDisk, new_valkey: Callable[..., Valkey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = new_valkey(options=("--dir", str(small_disk.folder)))
+    monkeypatch.setenv("FABRIC_REDIS_URL", server.url)
+    small_disk.fill()
+    with redis.Redis.from_url(server.url) as connection, pytest.raises(redis.ResponseError, match="MISCONF"):
+        for number in range(100):
+            connection.set(f"full-{number}", "x" * 5000)
+    status, findings = doctor()
+    assert status == 1
+    assert "BGREWRITEAOF" in of(findings, "store", "error")[0]["todo"]
+    server.kill()
 
 
 def test_deployments_without_a_worker(

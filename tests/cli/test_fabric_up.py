@@ -20,6 +20,7 @@ import redis
 
 from fabric.contracts.zones import WorkerKeys
 from fabric.settings.settings import socket_path
+from fabric.store import append_only
 from fabric.store.embedded import server_command
 
 #: Plays every process but Valkey: says when it starts and stops; ``api`` answers 200 on the socket it is given.
@@ -200,6 +201,32 @@ def test_a_killed_supervisor_takes_all_along_and_the_next_one_finds_the_data(up:
     up.start().ready()
     with redis.Redis.from_url(url) as store:
         assert store.get("kept") == b"yes"
+
+
+def test_a_hole_that_a_full_disk_left_is_taken_out_at_the_start(up: Up) -> None:
+    up.start().ready()
+    with redis.Redis.from_url(f"unix://{up.data}/valkey.sock") as store:
+        store.set("kept", "yes")
+    up.end(signal.SIGTERM)
+    (file,) = append_only.files(up.data / "valkey")
+    file.write_bytes(b"\0" * 500 + file.read_bytes())
+    up.start().ready()
+    with redis.Redis.from_url(f"unix://{up.data}/valkey.sock") as store:
+        assert store.get("kept") == b"yes"
+    up.end(signal.SIGTERM)
+    assert "had a hole of 500 bytes at 0" in (up.data / "fabric.log").read_text()
+
+
+def test_a_damaged_store_is_left_as_it_is_and_says_who_knows_more(up: Up) -> None:
+    up.start().ready()
+    up.end(signal.SIGTERM)
+    (file,) = append_only.files(up.data / "valkey")
+    damaged = file.read_bytes() + b"\0\0damaged"
+    file.write_bytes(damaged)
+    status, log = up.start().end()
+    assert status == 78
+    assert log.endswith("`fabric doctor` looks at what it has on disk.\n")
+    assert file.read_bytes() == damaged
 
 
 def test_a_store_that_was_left_behind_is_stopped_first(up: Up) -> None:
