@@ -13,9 +13,10 @@ from pathlib import PurePath
 
 import orjson
 
-from fabric.contracts.breaker import End, end_of
+from fabric.contracts.breaker import end_of
 from fabric.contracts.catalog import PrivacyRules
 from fabric.contracts.errors import Cancelled, DeadlineExceeded, EngineError, ErrorInfo, FabricError, where
+from fabric.contracts.failures import end_for_breaker
 from fabric.contracts.job import JobState, Measures, Usage
 from fabric.contracts.job_seals import WorkerSeals
 from fabric.contracts.trace import run_span
@@ -249,13 +250,14 @@ class Runner:
                 disposition.action,
                 measures.dump() if measures.usage.total_tokens or measures.cost_usd else b"",
                 measures.cost_usd,
+                job.failures,
             )
         )
 
     def _end(self, flight: _Flight, state: JobState, error: ErrorInfo) -> None:
         measures = self._measures(flight, _spoken(flight)).dump()
         job = flight.job
-        end: End = "bad" if error.breaker else "neutral"
+        end = end_for_breaker(error, job.failures)
         self._outbox.outcome(Outcome(job.spec.id, job.attempt, state, error=error, measures=measures, end=end))
 
     def _measures(

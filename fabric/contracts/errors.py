@@ -314,6 +314,12 @@ class RateLimited(ProviderError):
     waits, breaker = True, False
 
 
+class BeyondProviderLimit(EngineUnsupported):
+    """One request is more than the hosted API takes of us in a minute: waiting doesn't help, a smaller request does."""
+
+    status, type, code = 413, "rate_limit_error", "beyond_provider_limit"
+
+
 class QuotaExhausted(ProviderError):
     """The operator's account with the hosted API is out of credit: only a payment helps."""
 

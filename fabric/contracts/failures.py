@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fabric.contracts import errors
+from fabric.contracts.breaker import End
 from fabric.contracts.errors import ErrorInfo, FabricError, FallBackTo
 
 #: ``backoff``: a few times, each counted against the job. ``wait``: as long as its deadline allows.
 Retry = Literal["no", "backoff", "wait"]
+
+
+_NOBODY_THERE = frozenset((errors.EngineUnavailable.code, errors.ProviderUnavailable.code))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,17 @@ def handling(error: ErrorInfo) -> Handling:
     if error.retry and error.fault not in ("caller", "policy"):
         retry = "wait" if error.waits else "backoff"
     return Handling(retry, error.breaker, error.fall_back_to if error.fall_back else "no")
+
+
+def end_for_breaker(error: ErrorInfo, failures: int) -> End:
+    """What a failed try says of its deployment. ``failures``: tries of the same job that have failed there before.
+
+    One request that an engine can't bear fails every time that it is tried, and must not close the place for all
+    others: of one job only the first failure counts. That nobody is there to take it is never the request's doing.
+    """
+    if not error.breaker or (failures and error.code not in _NOBODY_THERE):
+        return "neutral"
+    return "bad"
 
 
 class Row(NamedTuple):
@@ -59,6 +74,7 @@ TABLE: tuple[Row, ...] = (
     Row("the provider's batch ended without an answer", errors.ProviderBatchExpired),
     Row("the API's stream breaks after its first token", errors.ProviderStreamBroken),
     Row("the API limits the rate (429)", errors.RateLimited),
+    Row("the request alone is more than the API's limit (429)", errors.BeyondProviderLimit),
     Row("the account's credit is used up (402, 429)", errors.QuotaExhausted),
     Row("the API refuses the deployment's key (401, 403)", errors.ProviderAuth),
     Row("the API doesn't know the address or the model (404)", errors.ProviderMisconfigured),

@@ -23,7 +23,7 @@ from fabric.contracts.errors import (
     StreamBroken,
     WorkerLost,
 )
-from fabric.contracts.failures import NEW, Chain
+from fabric.contracts.failures import NEW, Chain, end_for_breaker
 from fabric.contracts.job import DUE_MS, JobSpec, JobState, Priority
 from fabric.contracts.limits import Levels, LimitKind
 from fabric.contracts.worker import WorkerInfo
@@ -447,7 +447,8 @@ def commit(
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The end of an attempt that doesn't end its job. ``retry``: another try, ``delay_ms`` from now; ``wait``: the
-    same, and nothing has failed; ``leave``: no further try at this deployment."""
+    same, and nothing has failed; ``leave``: no further try at this deployment. ``failures``: of the job there,
+    before this one."""
 
     job_id: str
     attempt: int
@@ -456,6 +457,7 @@ class Failure:
     action: Literal["retry", "wait", "leave"] = "retry"
     measures: bytes = b""
     cost_usd: float = 0.0
+    failures: int = 0
 
 
 def fail(failures: Sequence[Failure], *, breakers: bytes = _BREAKERS) -> Command[list[str]]:
@@ -465,7 +467,7 @@ def fail(failures: Sequence[Failure], *, breakers: bytes = _BREAKERS) -> Command
         error = failure.error
         arguments += (failure.job_id, failure.attempt, failure.action, failure.delay_ms, _dump(error))
         arguments += (_word(error.code), failure.measures, failure.cost_usd or "0")
-        arguments.append("bad" if error.breaker else "neutral")
+        arguments.append(end_for_breaker(error, failure.failures))
     return call("fail", arguments, _words)
 
 

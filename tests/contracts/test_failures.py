@@ -8,7 +8,7 @@ import pytest
 
 from fabric.contracts import errors, failures
 from fabric.contracts.errors import FabricError
-from fabric.contracts.failures import Handling, handling
+from fabric.contracts.failures import Handling, end_for_breaker, handling
 
 PAGE = Path(__file__).parents[2] / "docs" / "fallback.md"
 
@@ -34,6 +34,24 @@ def test_laws(row: failures.Row) -> None:
     if found.fall_back in ("larger_window", "by_policy"):
         assert info.fault == "caller"
     assert not (found.retry == "wait" and found.breaker), "a place that is full isn't sick"
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "later"),
+    [
+        (errors.EngineError, "bad", "neutral"),
+        (errors.EngineTimeout, "bad", "neutral"),
+        (errors.ProviderError, "bad", "neutral"),
+        (errors.EngineUnavailable, "bad", "bad"),
+        (errors.ProviderUnavailable, "bad", "bad"),
+        (errors.RateLimited, "neutral", "neutral"),
+        (errors.EngineRejected, "neutral", "neutral"),
+    ],
+)
+def test_of_one_job_only_the_first_failure_counts_for_the_breaker(
+    error: type[FabricError], first: str, later: str
+) -> None:
+    assert [end_for_breaker(error("x").info, failures) for failures in (0, 1, 2)] == [first, later, later]
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,16 @@ class TestInTheStore:
         assert jobs.send(job) == FULL
         assert jobs.send(job, "small-gpu") == 1
 
+    def test_one_request_that_always_fails_does_not_open_it(self, jobs: Jobs, store: Store) -> None:
+        self.fails(jobs, 1)
+        for failures in (1, 2):
+            job = jobs.running()
+            failure = Failure(job, jobs.attempts[job], 0, EngineError("no").info, "leave", failures=failures)
+            store(transitions.fail([failure], breakers=dump([("*", FOR_GOOD)])))
+        assert self.breakers(store) == {}
+        self.fails(jobs, 2)
+        assert self.breakers(store) == {"small-cpu": "open"}
+
     def test_half_open_it_lets_one_through(self, jobs: Jobs, store: Store) -> None:
         self.fails(jobs, 3, AT_ONCE)
         while self.breakers(store) != {"small-cpu": "half_open"}:

@@ -14,6 +14,7 @@ from fabric.contracts.errors import (
     ContentRefused,
     ContextOverflow,
     DeadlineExceeded,
+    EngineAway,
     EngineError,
     EngineRejected,
     EngineUnavailable,
@@ -28,7 +29,7 @@ from fabric.contracts.errors import (
     StreamBroken,
     Unavailable,
 )
-from workers.retries import MAX_FAILURES, Disposition, dispose
+from workers.retries import MAX_FAILURES, MAX_WAITS, Disposition, dispose
 
 
 @pytest.mark.parametrize("error", [InvalidRequest, EngineRejected, NoEligibleDeployment, Cancelled])
@@ -58,6 +59,14 @@ def test_what_cannot_pass_ends(error: type[FabricError]) -> None:
 def test_a_place_that_takes_no_more_is_waited_for_however_often() -> None:
     assert dispose(RateLimited("later", retry_after_s=2).info, 99) == Disposition("wait", 2_000)
     assert dispose(RateLimited("later").info, 1, attempt=50).delay_ms <= 10_000
+    assert dispose(RateLimited("later").info, 1, attempt=MAX_WAITS, left_s=3_600).action == "wait"
+
+
+def test_but_not_for_ever_where_there_is_no_deadline() -> None:
+    limited, away = RateLimited("later", retry_after_s=2).info, EngineAway("loading").info
+    assert dispose(limited, 1, attempt=MAX_WAITS - 1).action == "wait"
+    assert dispose(limited, 1, attempt=MAX_WAITS).action == "leave"
+    assert dispose(away, 1, attempt=MAX_WAITS).action == "wait", "it will be there again"
 
 
 @pytest.mark.parametrize(("error", "action"), [(RateLimited, "wait"), (ProviderError, "retry")])

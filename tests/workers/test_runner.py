@@ -221,6 +221,14 @@ class TestAFailure:
         await bench.run(job())
         assert bench.outcome().end == end
 
+    async def test_says_it_once_for_one_job(self) -> None:
+        bench = Bench(raising(EngineError("stumbled")))
+        await bench.run(job(attempt=3, failures=2))
+        assert bench.ends.failures[0].failures == 2
+        parked = Bench(raising(StreamBroken("broke off")))
+        await parked.run(job(attempt=3, failures=2))
+        assert parked.outcome().end == "neutral"
+
     async def test_attempts_that_no_engine_failed_do_not_count(self) -> None:
         bench = Bench(raising(EngineError("stumbled")))
         await bench.run(job(attempt=99, failures=1))

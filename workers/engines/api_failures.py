@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from fabric.contracts.errors import (
+    BeyondProviderLimit,
     ContentRefused,
     ContextOverflow,
     EngineError,
@@ -60,6 +61,10 @@ _CONTEXT_WORDS = re.compile(
 )
 _QUOTA_CODES = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"))
 _QUOTA_WORDS = re.compile("credit balance is too low|insufficient (balance|credits?|funds)", re.IGNORECASE)
+#: "… on tokens per min (TPM): Limit 30000, Requested 41000 …": numbers, which hold nothing of the prompt.
+_BEYOND_WORDS = re.compile(
+    r"tokens per min\S*(?: \(TPM\))?: Limit ([0-9]{1,12}), Requested ([0-9]{1,12})", re.IGNORECASE
+)
 _KEY_CODES = frozenset(("invalid_api_key", "authentication_error", "API_KEY_INVALID"))
 _KEY_WORDS = re.compile("api key not valid|(incorrect|invalid) api[ _-]?key|invalid x-api-key", re.IGNORECASE)
 _FILTER_CODES = frozenset(("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"))
@@ -140,6 +145,10 @@ def _named(faults: Faults, deployment: str, status: int, details: _Details, afte
         return QuotaExhausted(f"{who} says that the account's credit is used up ({told}).")
     if status in (401, 403) or details.names & _KEY_CODES or (status == 400 and _KEY_WORDS.search(details.text)):
         return ProviderAuth(f"{who} refuses its key ({told}): check `api_key_env` or `api_key_file`.")
+    if status == 429 and (found := _BEYOND_WORDS.search(details.text)) and int(found[2]) > int(found[1]):
+        return BeyondProviderLimit(
+            f"{who} takes {found[1]} tokens a minute, this request asks for {found[2]} ({told}): make it smaller."
+        )
     if status == 429:
         return RateLimited(f"{who} takes no more requests for now ({told}).", retry_after_s=after_s)
     if status == 408:

@@ -43,7 +43,7 @@ class FakeBatches:
     a connection that is cut. ``after`` of a refusal says that what was asked for is done all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.release = threading.Event()
         self.ends_as = "completed"
         self.batches: dict[str, Made] = {}
@@ -74,7 +74,7 @@ class FakeBatches:
             def log_message(self, format: str, *args: Any) -> None:
                 """Quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

@@ -12,6 +12,7 @@ import pytest
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import (
+    BeyondProviderLimit,
     ContentRefused,
     ContextOverflow,
     EngineRejected,
@@ -33,6 +34,7 @@ PROMPT = "the prompt that nobody else may read"
 BODY = {"messages": [{"role": "user", "content": PROMPT}]}
 #: Providers do quote both.
 QUOTING = f"Incorrect: {PROMPT}; {KEY}"
+BEYOND = "Request too large for m in organization o on tokens per min (TPM): Limit 30000, Requested {}. Reduce it."
 
 
 @pytest.fixture
@@ -101,6 +103,8 @@ OVERFLOW = {"message": "This model's maximum context length is 8192 tokens.", "c
         (422, {"detail": [{"msg": QUOTING}]}, EngineRejected),
         (425, b"", ProviderError),
         (429, refused(code="rate_limit_exceeded"), RateLimited),
+        (429, refused(message=BEYOND.format(41_000)), BeyondProviderLimit),
+        (429, refused(message=BEYOND.format(30_000)), RateLimited),
         (429, refused(code="insufficient_quota", type="insufficient_quota"), QuotaExhausted),
         (500, refused(type="server_error"), ProviderError),
         (502, b"<html>bad gateway</html>", ProviderError),
