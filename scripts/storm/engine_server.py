@@ -13,12 +13,17 @@ import os
 import secrets
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from storm.asks import answer_words, asked, tokens
+from storm.asks import answer_words, asked, doomed, slow, tokens
+
+#: Tries that fail of a request that is doomed: as many as a place is given.
+_FAILURES = 3
+_SLOW_S = 4.0
 
 
 class EngineServer:
@@ -27,6 +32,7 @@ class EngineServer:
     def __init__(self, log: Path, latency_s: float) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._latency_s = latency_s
+        self._tries: Counter[int] = Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -45,10 +51,14 @@ class EngineServer:
         n, _ = asked(text) or (0, "")
         generation = f"g{secrets.token_hex(6)}"
         self._note(event="began", generation=generation, ask=n, received=content.decode())
-        if body.get("stream"):
+        self._tries[n] += 1
+        if doomed(n) and self._tries[n] <= _FAILURES:
+            await _reply(send, b'{"error": {"message": "not yet", "type": "server_error"}}', 500)
+        elif body.get("stream"):
             await self._stream(send, n, generation)
         else:
-            await asyncio.sleep(self._latency_s)
+            late_s = _SLOW_S if slow(n) and self._tries[n] == 1 else 0.0
+            await asyncio.sleep(self._latency_s + late_s)
             self._answered(n, generation)
             message = {"role": "assistant", "content": " ".join(answer_words(n, generation))}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -86,9 +96,9 @@ async def _say(send: Any, choices: list[Any], **more: Any) -> None:
     await send({"type": "http.response.body", "body": b"data: %b\n\n" % json.dumps(chunk).encode(), "more_body": True})
 
 
-async def _reply(send: Any, body: bytes) -> None:
+async def _reply(send: Any, body: bytes, status: int = 200) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

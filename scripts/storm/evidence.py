@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
+import re
 import sqlite3
 from pathlib import Path
 
-from fabric.store import Store
-from storm.asks import asked
-from storm.values import ENDS, Generation, Row
+from fabric.store import Store, reads
+from storm.asks import MOCK_ANSWER, asked
+from storm.values import ENDS, Event, Generation, Kept, Row
 
 _COLUMNS = (
     *("job_id", "attempt", "state", "requests", "privacy", "tier", "deployment", "worker", "error_code"),
@@ -16,8 +20,11 @@ _COLUMNS = (
     *("accepted_ms", "claimed_ms", "finished_ms", "batch_id", "line_no"),
 )
 _FINAL = ENDS
+_OF_JOB = re.compile(rb":job_[0-9a-z]{26}")
+#: As ``TTL`` answers of a key that doesn't expire.
+_NEVER = -1
 #: Indexes that hold nothing once all jobs have ended.
-_SETS = ("live", "taken", "delayed", "dispatched", "deadlines")
+_SETS = ("live", "taken", "delayed", "dispatched", "deadlines", "outrun")
 _PATTERNS = ("lane:*", "dlq:*", "busy:*", "held:*", "abort:*")
 
 
@@ -30,7 +37,7 @@ def rows(database: Path) -> list[Row]:
 def generations(folder: Path) -> list[Generation]:
     """Of both played engines. The label is read off the prompt that they got."""
     found: dict[tuple[str, str], Generation] = {}
-    for engine in ("cloud", "home"):
+    for engine in ("cloud", "home", "provider"):
         for line in (folder / f"{engine}.jsonl").read_text().splitlines():
             note = json.loads(line)
             key = (engine, note["generation"])
@@ -61,13 +68,67 @@ def left(store: Store) -> dict[str, int]:
     return {**counts, "job records without an end": open_jobs}
 
 
-def ends(store: Store) -> dict[str, int]:
-    """Final events in each job's log. Logs of jobs that were parked and replayed would have one for each end."""
-    counts = {}
+def ends(store: Store) -> dict[str, tuple[str, ...]]:
+    """Final events in each job's log: one, or one for each time that it was parked and the last."""
+    found = {}
     for key in store.redis.scan_iter("fabric:events:*", count=1000):
         kinds = [json.loads(event).get("type") for event in store.redis.lrange(key, 0, -1)]
-        counts[key.decode().removeprefix("fabric:events:")] = sum(kind in _FINAL for kind in kinds)
-    return counts
+        found[key.decode().removeprefix("fabric:events:")] = tuple(kind for kind in kinds if kind in _FINAL)
+    return found
+
+
+def events(log: Path, key: bytes) -> list[Event]:
+    """Signatures are checked as the Standard Webhooks specification says."""
+    found = []
+    for line in log.read_text().splitlines():
+        note = json.loads(line)
+        headers, body = note["headers"], note["body"]
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{body}".encode()
+        wanted = "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+        event = json.loads(body)
+        found.append(
+            Event(
+                note["path"].strip("/"),
+                headers["webhook-id"],
+                event["type"],
+                event["data"]["id"],
+                signed=hmac.compare_digest(wanted, headers["webhook-signature"])
+                and event["id"] == headers["webhook-id"],
+                leaks="ask-" in body or MOCK_ANSWER in body,
+                kept=note["status"] < 300,
+            )
+        )
+    return found
+
+
+def untold(database: Path) -> int:
+    """Events that wait for their receiver."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30) as connection:
+        asked_for = "SELECT count(*) FROM webhook_deliveries WHERE state = 'waiting'"
+        count: int = connection.execute(asked_for).fetchone()[0]
+    return count
+
+
+def second_tries(store: Store) -> tuple[int, int]:
+    found = store(reads.hedges())
+    return found.get("begun", 0), found.get("won", 0)
+
+
+def kept(store: Store, before: int) -> Kept:
+    """``before``: its memory at the start, in bytes."""
+    redis = store.redis
+    lasting, longest_s = 0, 0
+    for key in redis.scan_iter("fabric:*", count=1000):
+        if _OF_JOB.search(key):
+            left_s = redis.ttl(key)
+            lasting += left_s == _NEVER
+            longest_s = max(longest_s, left_s)
+    return Kept(lasting, longest_s, memory(store) - before)
+
+
+def memory(store: Store) -> int:
+    used: int = store.redis.info("memory")["used_memory"]
+    return used
 
 
 def budgets(store: Store) -> dict[str, tuple[int, int]]:

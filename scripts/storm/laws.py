@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import median
 
+from fabric.store.transitions import RECORD_TTL_S
 from storm.asks import MOCK_TOKENS, read_answer, tokens
 from storm.figures import percentile
 from storm.values import ENDS, Evidence, Row
@@ -16,11 +17,23 @@ Law = Callable[[Evidence], list[str]]
 #: US dollars per token of the played cloud (``stage.CONFIG``).
 CLOUD_INPUT_USD, CLOUD_OUTPUT_USD = 2.5e-6, 10e-6
 #: Where which engine's deployments are, as they are called in ``stage.CONFIG``.
-ENGINES = {"hosted-cloud": "cloud", "hosted-cpu": "home", "quick-cpu": "home"}
+ENGINES = {
+    "hosted-cloud": "cloud",
+    "hosted-cpu": "home",
+    "quick-cpu": "home",
+    "patient": "provider",
+    "patient-batch": "provider",
+}
+#: What they take of the cloud's price.
+SHARES = {"hosted-cloud": 1.0, "patient": 1.0, "patient-batch": 0.5}
 MOCKS = ("quick-gpu",)
+#: The webhook that is told of all ends; the other one is another tenant's.
+TOLD = "ended"
 RECOVERY_DEATH_MS, RECOVERY_BACK_MS = 10_000, 15_000
 #: What a process may grow by between the second quarter of its life and the last.
 GROWTH, GROWTH_BYTES = 1.25, 30_000_000
+#: What Valkey may grow by with each job that ends, and for all else.
+JOB_BYTES, STORE_BYTES = 8_000, 20_000_000
 #: Of a life shorter than this nothing can be said.
 LIFE_S = 90.0
 #: What the door may take to say that the store is away, and what a loaded machine adds.
@@ -28,7 +41,8 @@ DOOR_S = 2.0 + 1.5
 
 
 def one_outcome(evidence: Evidence) -> list[str]:
-    """Every accepted job has exactly one end in the ledger, and it is its last row."""
+    """Every accepted job has exactly one end in the ledger, and it is its last row. One that was parked and replayed
+    has a row for each time that it was parked, too."""
     rows = _by_job(evidence.rows)
     broken = []
     for job_id in sorted({told.job_id for told in evidence.told} | rows.keys()):
@@ -36,18 +50,26 @@ def one_outcome(evidence: Evidence) -> list[str]:
         ends = [row for row in own if row.state in ENDS and row.attempt >= 0]
         if not ends:
             broken.append(f"{job_id} was accepted and has no outcome")
-        elif len(ends) > 1:
+        elif not _one_end([row.state for row in ends], replayed=job_id in evidence.replayed):
             broken.append(f"{job_id} has {len(ends)} outcomes: {[(row.attempt, row.state) for row in ends]}")
-        elif ends[0].attempt != max(row.attempt for row in own):
-            broken.append(f"{job_id} went on after its end at attempt {ends[0].attempt}")
+        elif ends[-1].attempt != max(row.attempt for row in own):
+            broken.append(f"{job_id} went on after its end at attempt {ends[-1].attempt}")
     lines = Counter((row.batch_id, row.line_no) for row in evidence.rows if row.state in ENDS and row.batch_id)
     broken += [f"line {line} has no outcome in the ledger" for line in evidence.lines if not lines[line]]
     return broken
 
 
 def one_event(evidence: Evidence) -> list[str]:
-    """A job's log has one final event."""
-    return [f"the log of {job} has {count} final events" for job, count in evidence.ends.items() if count != 1]
+    """A job's log has one final event, and one for each time that it was parked before."""
+    return [
+        f"the log of {job} has the final events {list(ends)}"
+        for job, ends in evidence.ends.items()
+        if not _one_end(ends, replayed=job in evidence.replayed)
+    ]
+
+
+def _one_end(states: Sequence[str], *, replayed: bool) -> bool:
+    return len(states) == 1 or (replayed and len(states) > 1 and set(states[:-1]) == {"dead"})
 
 
 def one_answer(evidence: Evidence) -> list[str]:
@@ -78,7 +100,7 @@ def one_answer(evidence: Evidence) -> list[str]:
 
 def told_as_recorded(evidence: Evidence) -> list[str]:
     """What a client was told of a job's end is what the ledger has."""
-    ends = {row.job_id: row.state for row in evidence.rows if row.state in ENDS}
+    ends = {job_id: row.state for job_id, row in _ends(evidence).items()}
     return [
         f"{told.job_id}: a client was told {told.state}, the ledger has {ends.get(told.job_id)}"
         for told in evidence.told
@@ -88,7 +110,7 @@ def told_as_recorded(evidence: Evidence) -> list[str]:
 
 def label_kept(evidence: Evidence) -> list[str]:
     """No restricted request ever reached the cloud."""
-    seen = [g for g in evidence.generations if g.engine == "cloud" and g.label == "restricted"]
+    seen = [g for g in evidence.generations if g.engine != "home" and g.label == "restricted"]
     rows = [row for row in evidence.rows if row.privacy == "restricted" and row.tier == "cloud"]
     return [f"the cloud saw ask {g.ask}, which is restricted" for g in seen] + [
         f"{row.job_id} is restricted and had attempt {row.attempt} on {row.deployment}" for row in rows
@@ -115,7 +137,7 @@ def money_adds_up(evidence: Evidence) -> list[str]:
         wanted = tokens(ask)
         if used != wanted:
             broken.append(f"{row.job_id} is down with {used} tokens, its engine counted {wanted}")
-        price = wanted[0] * CLOUD_INPUT_USD + wanted[1] * CLOUD_OUTPUT_USD if engine == "cloud" else 0.0
+        price = (wanted[0] * CLOUD_INPUT_USD + wanted[1] * CLOUD_OUTPUT_USD) * SHARES.get(row.deployment or "", 0.0)
         if abs(row.cost_usd - row.machine_usd - price) > 1e-12:
             broken.append(f"{row.job_id} is down with {row.cost_usd - row.machine_usd:.9f} USD and cost {price:.9f}")
     for (engine, ask), count in paid.items():
@@ -130,6 +152,40 @@ def money_adds_up(evidence: Evidence) -> list[str]:
         if abs(counted - spent) > len(evidence.rows):  # half a billionth of rounding each
             broken.append(f"budget {name} has spent {counted}, the ledger {spent} billionths")
     return broken
+
+
+def sent_once(evidence: Evidence) -> list[str]:
+    """No request is answered in two of the provider's batches: both would be on its bill."""
+    answered = Counter(g.ask for g in evidence.generations if g.engine == "provider" and g.answered)
+    return [f"the provider answered ask {ask} {count} times" for ask, count in answered.items() if count > 1]
+
+
+def second_tries_end(evidence: Evidence) -> list[str]:
+    """Each second try either became its job's answer or has a row of its own in the ledger, which doesn't count as a
+    request."""
+    begun, won = evidence.second_tries
+    lost = len(evidence.twins)
+    return [f"{begun} second tries began, {won} won and {lost} are in the ledger"] if begun > won + lost else []
+
+
+def ends_are_told(evidence: Evidence) -> list[str]:
+    """Every end that somebody wants to hear of was told at least once, signed, without what was asked or answered; and
+    to nobody who hears of other tenants."""
+    broken = [f"event {event.id} ({event.type}) has a wrong signature" for event in evidence.events if not event.signed]
+    broken += [f"event {event.id} ({event.type}) holds a text" for event in evidence.events if event.leaks]
+    broken += [f"{event.hook} was told of {event.subject}" for event in evidence.events if event.hook != TOLD]
+    kept = {(event.subject, event.type) for event in evidence.events if event.kept}
+    ends = _ends(evidence)
+    for told in evidence.told:
+        row = ends.get(told.job_id)
+        if row is not None and row.batch_id is None and (told.job_id, f"job.{row.state}") not in kept:
+            broken.append(f"nobody was told that {told.job_id} is {row.state}")
+    broken += [
+        f"nobody was told that {batch} is completed"
+        for batch in evidence.batches
+        if (batch, "batch.completed") not in kept
+    ]
+    return sorted(set(broken))
 
 
 def nothing_left(evidence: Evidence) -> list[str]:
@@ -204,6 +260,19 @@ def memory_flat(evidence: Evidence) -> list[str]:
     return broken
 
 
+def store_forgets(evidence: Evidence) -> list[str]:
+    """The store keeps what clients may ask for of ended jobs for an hour, some kilobytes each, and nothing for ever."""
+    kept, broken = evidence.kept, []
+    if kept.lasting:
+        broken.append(f"{kept.lasting} keys of jobs that have ended never expire")
+    if kept.longest_s > RECORD_TTL_S:
+        broken.append(f"the record of a job that has ended is kept for {kept.longest_s} s")
+    jobs = len({row.job_id for row in evidence.rows})
+    if kept.bytes > STORE_BYTES + JOB_BYTES * jobs:
+        broken.append(f"the store has grown by {kept.bytes / 1e6:.1f} MB with {jobs} jobs")
+    return broken
+
+
 def no_odd_answer(evidence: Evidence) -> list[str]:
     """No client got what the API never promises: another status, an answer without an end."""
     return list(evidence.odd)
@@ -221,11 +290,15 @@ LAWS: tuple[Law, ...] = (
     told_as_recorded,
     label_kept,
     money_adds_up,
+    sent_once,
+    second_tries_end,
+    ends_are_told,
     nothing_left,
     no_early_expiry,
     door_answers,
     recovers,
     memory_flat,
+    store_forgets,
     no_odd_answer,
     nobody_gave_up,
 )
@@ -245,6 +318,11 @@ def _by_job(rows: Iterable[Row]) -> dict[str, list[Row]]:
         if row.attempt >= 0:
             jobs[row.job_id].append(row)
     return jobs
+
+
+def _ends(evidence: Evidence) -> dict[str, Row]:
+    """The last end of each job."""
+    return {row.job_id: row for row in sorted(evidence.rows, key=lambda row: row.attempt) if row.state in ENDS}
 
 
 def _asks(evidence: Evidence) -> dict[str, int]:

@@ -7,23 +7,27 @@ import itertools
 import json
 import random
 import time
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import httpx
 
-from storm.asks import CHAT, Ask, ask
+from storm.asks import CHAT, FIRST_LINE, Ask, ask
 from storm.values import Told
 
 #: Clients side by side, and the pause of each between two requests, least and most.
 CLIENTS = 16
 _PAUSE_S = (0.1, 0.5)
 _BATCH_LINES, _BATCH_EVERY_S = 100, 12.0
-_FIRST_LINE = 1_000_000
 #: How long one try may take, and how long a client insists after the load has ended.
 _TRY_S = 30.0
 _AGAIN_S = 0.3
 #: Come back later: the store is away or full, or the request with this key is still being taken in.
 _LATER = frozenset((409, 429, 503))
+#: Between two looks at parked jobs, and how often one of them is replayed before it is left where it is.
+_REPLAY_EVERY_S = 2.0
+REPLAYS = 8
 
 
 class Load:
@@ -33,11 +37,14 @@ class Load:
         self.lines: dict[tuple[str, int], int] = {}
         self.batches: dict[str, list[str]] = {}
         self.asked = 0
+        #: Job -> how often it was replayed, each time twice at once.
+        self.replayed: Counter[str] = Counter()
         self._url = url
         self._submitted: list[tuple[str, Ask]] = []
         self._stopping = asyncio.Event()
+        self._collected = asyncio.Event()
         self._numbers = itertools.count()
-        self._line_numbers = itertools.count(_FIRST_LINE)
+        self._line_numbers = itertools.count(FIRST_LINE)
         self._dice = random.Random(0)
 
     async def run(self) -> None:
@@ -45,7 +52,7 @@ class Load:
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
         async with httpx.AsyncClient(base_url=self._url, timeout=_TRY_S, trust_env=False, limits=limits) as self._http:
             clients = [self._client() for _ in range(CLIENTS)]
-            await asyncio.gather(*clients, self._submit_batches())
+            await asyncio.gather(*clients, self._submit_batches(), self._replay(self._stopping))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -54,10 +61,15 @@ class Load:
         """Asks what became of submitted jobs and batches. Whatever doesn't end in time is left without a state."""
         until = time.monotonic() + within_s
         async with httpx.AsyncClient(base_url=self._url, timeout=_TRY_S, trust_env=False) as self._http:
-            for job_id, asked in self._submitted:
-                self.told.append(await self._result(job_id, asked, until))
-            for batch_id in {batch for batch, _ in self.lines}:
-                self.batches[batch_id] = await self._output(batch_id, until)
+            replaying = asyncio.create_task(self._replay(self._collected))
+            try:
+                for job_id, asked in self._submitted:
+                    self.told.append(await self._result(job_id, asked, until))
+                for batch_id in {batch for batch, _ in self.lines}:
+                    self.batches[batch_id] = await self._output(batch_id, until)
+            finally:
+                self._collected.set()
+                await replaying
 
     async def _client(self) -> None:
         while not self._stopping.is_set():
@@ -145,11 +157,9 @@ class Load:
     async def _submit_batches(self) -> None:
         while not self._stopping.is_set():
             await self._insist(ask(next(self._line_numbers), line=True), self._submit_batch)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_BATCH_EVERY_S):
                     await self._stopping.wait()
-            except TimeoutError:
-                pass
 
     async def _submit_batch(self, first: Ask) -> bool:
         asks = [first, *(ask(next(self._line_numbers), line=True) for _ in range(_BATCH_LINES - 1))]
@@ -174,12 +184,35 @@ class Load:
         self.lines |= {(batch_id, line): one.n for line, one in enumerate(asks, 1)}
         return True
 
+    async def _replay(self, stop: asyncio.Event) -> None:
+        """What is parked lines up again, until ``stop``."""
+        while not stop.is_set():
+            try:
+                parked = await self._http.get("/v1/dead-letters", params={"limit": 100})
+                for letter in parked.json()["data"] if parked.status_code == 200 else ():
+                    job_id = letter["job_id"]
+                    if self.replayed[job_id] < REPLAYS:
+                        self.replayed[job_id] += 1
+                        await asyncio.gather(self._replay_one(job_id), self._replay_one(job_id))
+            except httpx.HTTPError:
+                pass  # the next look finds it still parked, or not
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REPLAY_EVERY_S):
+                    await stop.wait()
+
+    async def _replay_one(self, job_id: str) -> None:
+        answer = await self._http.post(f"/v1/dead-letters/{job_id}/replay")
+        # 409: the other replay was first, and the job has gone on since.
+        if answer.status_code != 200 and answer.status_code not in _LATER:
+            self.odd.append(f"the replay of {job_id} got {answer.status_code}: {answer.text[:200]}")
+
     async def _result(self, job_id: str, asked: Ask, until: float) -> Told:
         while True:
             job = await self._get(f"/v1/jobs/{job_id}", until)
             values = job.json() if job is not None and job.status_code == 200 else {}
             state = values.get("state")
-            ended = state not in (None, "queued", "dispatched", "running")
+            again = state == "dead" and self.replayed[job_id] < REPLAYS
+            ended = not again and state not in (None, "queued", "dispatched", "running")
             if ended or time.monotonic() > until:
                 result = values.get("result")
                 text = result["choices"][0]["message"]["content"] if result else None

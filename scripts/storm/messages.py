@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 DEPLOYMENTS = {
     name: Deployment(name=name, engine="mock", tier=tier)
-    for name, tier in (("quick-gpu", "gpu"), ("quick-cpu", "cpu"), ("hosted-cpu", "cpu"), ("hosted-cloud", "cloud"))
+    for tier, names in {
+        "gpu": ("quick-gpu",),
+        "cpu": ("quick-cpu", "hosted-cpu"),
+        "cloud": ("hosted-cloud", "patient", "patient-batch"),
+    }.items()
+    for name in names
 }
 _LOOK_S = 0.05
 _KEPT = 300

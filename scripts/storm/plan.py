@@ -15,10 +15,16 @@ Transport = Literal["valkey", "rabbitmq"]
 WORKERS = ("worker-gpu-1", "worker-gpu-2", "worker-cpu", "worker-cloud")
 SCHEDULERS = ("scheduler-1", "scheduler-2")
 KILLED = ("api", "recorder", *SCHEDULERS, *WORKERS)
-#: Links to the job store, to RabbitMQ, from the cloud tier to its API, and from the clients to the door.
+#: Links to the job store, to RabbitMQ, from workers to their engines, to who is told of ends, from clients to the door.
 STORE_LINKS = tuple(f"{name}-store" for name in KILLED)
 BROKER_LINKS = tuple(f"{name}-broker" for name in (*SCHEDULERS, *WORKERS))
-OTHER_LINKS = ("worker-cloud-engine", "worker-cpu-engine", "clients-api")
+OTHER_LINKS = (
+    "worker-cloud-engine",
+    "worker-cpu-engine",
+    "worker-cloud-provider",
+    "recorder-receiver",
+    "clients-api",
+)
 
 
 @dataclass(frozen=True, slots=True)

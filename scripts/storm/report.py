@@ -16,9 +16,11 @@ from storm.values import ENDS
 def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Names and numbers, in the order in which they are worth reading."""
     evidence = result.evidence
-    jobs = {row.job_id for row in evidence.rows} | {told.job_id for told in evidence.told}
+    jobs = {row.job_id for row in evidence.rows} - evidence.twins | {told.job_id for told in evidence.told}
+    begun, won = evidence.second_tries
     ends = [row for row in evidence.rows if row.state in ENDS and row.attempt >= 0]
-    ended = Counter(row.job_id for row in ends)
+    ended = Counter(row.job_id for row in ends if row.state != "dead")
+    parked = {row.job_id for row in ends if row.state == "dead"}
     deaths, backs = recoveries(evidence)
     errors = Counter(row.error_code for row in evidence.rows if row.error_code)
     finished = Counter(g.ask for g in evidence.generations if g.answered)
@@ -29,13 +31,19 @@ def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, An
         "attempts": dict(Counter(row.deployment or "none" for row in evidence.rows).most_common()),
         "errors of attempts": dict(errors.most_common()),
         "faults injected": counts(result.inflicted),
-        "jobs lost": sum(job not in ended for job in jobs),
+        "jobs lost": sum(job not in ended and job not in parked for job in jobs),
         "duplicated commits": sum(count - 1 for count in ended.values())
-        + sum(max(0, count - 1) for count in evidence.ends.values()),
+        + sum(max(0, len([end for end in found if end != "dead"]) - 1) for found in evidence.ends.values()),
+        "second tries": {"begun": begun, "won": won},
+        "parked and replayed": len(evidence.replayed),
+        "of them succeeded": sum(row.state == "succeeded" and row.job_id in evidence.replayed for row in ends),
+        "events told": len({event.id for event in evidence.events}),
+        "told more than once": len(evidence.events) - len({event.id for event in evidence.events}),
         "recovery from a worker's death": spread(deaths),
         "recovery from a broker's restart": spread(backs),
         "answers that were generated more than once": sum(count > 1 for count in finished.values()),
         "looks at the door during outages of the store": len(evidence.probes),
+        "Valkey's growth (bytes a job)": round(evidence.kept.bytes / max(1, len(jobs))),
         "largest process (MB)": round(max((max(m.bytes, default=0) for m in evidence.memory), default=0) / 1e6),
         "laws broken": {law: list(found) for law, found in broken.items()},
     }

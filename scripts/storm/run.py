@@ -17,7 +17,7 @@ from storm import evidence
 from storm.faults import Injector
 from storm.load import Load
 from storm.plan import Fault, Transport
-from storm.stage import Stage
+from storm.stage import HOOK_KEY, Stage
 from storm.values import Evidence
 
 #: How long what is left may take to end when nothing breaks any more.
@@ -42,6 +42,7 @@ async def run(
     try:
         await stage.start()
         say(f"the stage is up ({len(stage.processes)} processes, data {'on' if stage.mounted else 'not on'} a tmpfs)")
+        before = await asyncio.to_thread(evidence.memory, stage.store)
         injector, load = Injector(stage), Load(stage.api)
         began = time.monotonic()
         clients = asyncio.create_task(load.run())
@@ -54,7 +55,8 @@ async def run(
         await clients
         await load.collect(DRAIN_S)
         await stage.until(lambda: not any(_left(stage).values()), DRAIN_S / 2)
-        found = await asyncio.to_thread(_evidence, stage, injector, load)
+        await stage.until(lambda: not evidence.untold(stage.database), DRAIN_S / 2)
+        found = await asyncio.to_thread(_evidence, stage, injector, load, before)
     finally:
         await stage.close()
     # Processes are known to have lived to their end only now.
@@ -79,7 +81,7 @@ def _left(stage: Stage) -> dict[str, int]:
     return {"unknown": 1}
 
 
-def _evidence(stage: Stage, injector: Injector, load: Load) -> Evidence:
+def _evidence(stage: Stage, injector: Injector, load: Load, before: int) -> Evidence:
     # What is on the tmpfs goes with it.
     shutil.copy(stage.database, stage.folder)
     return Evidence(
@@ -89,7 +91,11 @@ def _evidence(stage: Stage, injector: Injector, load: Load) -> Evidence:
         lines=load.lines,
         batches=load.batches,
         ends=evidence.ends(stage.store),
+        replayed=frozenset(load.replayed),
+        second_tries=evidence.second_tries(stage.store),
+        events=tuple(evidence.events(stage.folder / "receiver.jsonl", HOOK_KEY)),
         left=_left(stage),
+        kept=evidence.kept(stage.store, before),
         budgets=evidence.budgets(stage.store),
         probes=tuple(injector.probes),
         deaths=tuple(injector.deaths),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import shutil
 import signal
@@ -32,6 +33,13 @@ CONFIG = """
 breaker: {{failures: 8, open_s: 1, open_max_s: 2}}
 budgets:
   - {{name: all, usd: 100000, window: total}}
+policies:
+  steady: {{kind: cloud-first, hedge: true}}
+webhooks:
+  - {{name: ended, url: "http://127.0.0.1:{receiver}/ended", secret_env: STORM_HOOK_SECRET, allow_private: true,
+     events: [job.succeeded, job.failed, job.cancelled, job.expired, job.dead, batch.completed, batch.failed]}}
+  - {{name: others, url: "http://127.0.0.1:{receiver}/others", secret_env: STORM_HOOK_SECRET, allow_private: true,
+     events: [job.succeeded, batch.completed], tenants: [somebody-else]}}
 models:
   - name: quick
     deployments:
@@ -45,8 +53,23 @@ models:
          price: {{input_per_million: 2.5, output_per_million: 10}}}}
       - {{name: hosted-cpu, engine: openai, tier: cpu, base_url: "http://127.0.0.1:{home}/v1", model: m, slots: 8,
          options: {{auth: none}}}}
+  - name: patient
+    deployments:
+      - {{name: patient, engine: openai, tier: cloud, base_url: "http://127.0.0.1:{provider}/v1", model: m, slots: 16,
+         data_policy: zero_retention, options: {{auth: none}}, batch_api: {{gather_s: 1, poll_s: 0.5}},
+         price: {{input_per_million: 2.5, output_per_million: 10}}}}
 """
+#: How long the provider has a batch.
+HOLD_S = 4.0
+HOOK_KEY = b"storm-" * 6
 ENGINE_LATENCY_S = {"home": 0.6, "cloud": 0.5}
+#: Names in ``CONFIG`` and the links that they lead through.
+WAYS = {
+    "home": "worker-cpu-engine",
+    "cloud": "worker-cloud-engine",
+    "provider": "worker-cloud-provider",
+    "receiver": "recorder-receiver",
+}
 #: The worker whose clock jumps.
 JUMPING = "worker-gpu-2"
 
@@ -104,19 +127,25 @@ class Stage:
         self.store = Store(self.valkey.url)
         if self.transport == "rabbitmq":
             await asyncio.to_thread(self._start_rabbitmq)
-        self._api_port, self._home_port, self._cloud_port = free_ports(3)
+        self._api_port, self._home_port, self._cloud_port, provider, receiver = free_ports(5)
         for link in STORE_LINKS:
             self.links[link] = Link(link, self.valkey.socket)
         if self.rabbitmq is not None:
             for link in BROKER_LINKS:
                 self.links[link] = Link(link, self.rabbitmq.port)
-        engines = {"worker-cloud-engine": self._cloud_port, "worker-cpu-engine": self._home_port}
-        for link, port in {**engines, "clients-api": self._api_port}.items():
+        ports = {
+            "worker-cloud-engine": self._cloud_port,
+            "worker-cpu-engine": self._home_port,
+            "worker-cloud-provider": provider,
+            "recorder-receiver": receiver,
+            "clients-api": self._api_port,
+        }
+        for link, port in ports.items():
             self.links[link] = Link(link, port)
         for opened in self.links.values():
             await opened.listen()
         self.config = self.folder / "fabric.yaml"
-        ways = {"home": self.links["worker-cpu-engine"].port, "cloud": self.links["worker-cloud-engine"].port}
+        ways = {name: self.links[link].port for name, link in WAYS.items()}
         self.config.write_text(CONFIG.format(**ways))
         self.database = self.data / "ledger.sqlite3"
         await asyncio.to_thread(upgrade, f"sqlite:///{self.database}")
@@ -124,6 +153,10 @@ class Stage:
         for name, port in (("home", self._home_port), ("cloud", self._cloud_port)):
             arguments = [str(port), str(self.folder / f"{name}.jsonl"), str(ENGINE_LATENCY_S[name])]
             self._run(name, [sys.executable, "-m", "storm.engine_server", *arguments])
+        log = str(self.folder / "provider.jsonl")
+        self._run("provider", [sys.executable, "-m", "storm.provider", str(provider), log, str(HOLD_S)])
+        log = str(self.folder / "receiver.jsonl")
+        self._run("receiver", [sys.executable, "-m", "storm.receiver", str(receiver), log])
         for name in KILLED:
             self._run(name, [sys.executable, "-m", "fabric.cli", *self._command(name)])
         await self.until(self._ready, START_S)
@@ -249,6 +282,8 @@ class Stage:
             "FABRIC_DATABASE_URL": f"sqlite:///{self.database}",
             "FABRIC_SECRET": "storm-" * 6,
         }
+        if name == "recorder":
+            values["STORM_HOOK_SECRET"] = "whsec_" + base64.b64encode(HOOK_KEY).decode()
         if name == JUMPING and FAKETIME:
             values |= {
                 "LD_PRELOAD": str(FAKETIME[0]),

@@ -51,7 +51,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer that a played engine began. ``engine``: ``cloud`` or ``home``; tokens: 0 unless it was finished."""
+    """One answer that a played engine began. ``engine``: ``cloud``, ``home`` or ``provider`` (its batch API);
+    tokens: 0 unless it was finished."""
 
     engine: str
     generation: str
@@ -82,6 +83,20 @@ class Death:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """What a receiver of webhooks was sent. ``signed``: the signature is that of its webhook's secret. ``leaks``: it
+    holds what was asked or answered. ``kept``: it was answered with a 2xx."""
+
+    hook: str
+    id: str
+    type: str
+    subject: str
+    signed: bool
+    leaks: bool
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Resident bytes of one process, from its start to its end, in order."""
 
@@ -92,12 +107,23 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What the store keeps of jobs that have ended. ``lasting``: keys of theirs that never expire. ``longest_s``: until
+    the last record goes. ``bytes``: its memory, more than at the start."""
+
+    lasting: int = 0
+    longest_s: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """``lines``: (batch, line number) -> what was asked. ``batches``: id -> custom ids of its output and error files.
-    ``ends``: job -> final events in its log. ``left``: what the store still holds of jobs that should all have
-    ended. ``backs``: when a killed broker could be reached again. ``budgets``: name -> (reserved, spent) in
-    billionths of a US dollar. ``exits``: processes that ended by themselves. ``odd``: answers that no client
-    should get.
+    ``ends``: job -> final events in its log, in order. ``replayed``: jobs that were parked and replayed.
+    ``second_tries``: begun, and of them those that became the answer. ``events``: what the receiver of webhooks got.
+    ``left``: what the store still holds of jobs that should all have ended. ``backs``: when a killed broker could be
+    reached again. ``budgets``: name -> (reserved, spent) in billionths of a US dollar. ``exits``: processes that ended
+    by themselves. ``odd``: answers that no client should get.
     """
 
     told: Sequence[Told] = ()
@@ -105,12 +131,23 @@ class Evidence:
     generations: Sequence[Generation] = ()
     lines: Mapping[tuple[str, int], int] = field(default_factory=dict)
     batches: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    ends: Mapping[str, int] = field(default_factory=dict)
+    ends: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    replayed: frozenset[str] = frozenset()
+    second_tries: tuple[int, int] = (0, 0)
+    events: Sequence[Event] = ()
     left: Mapping[str, int] = field(default_factory=dict)
     budgets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     probes: Sequence[Probe] = ()
     deaths: Sequence[Death] = ()
     backs: Sequence[int] = ()
+    kept: Kept = Kept()
     memory: Sequence[Memory] = ()
     exits: Sequence[str] = ()
     odd: Sequence[str] = ()
+
+    @property
+    def twins(self) -> frozenset[str]:
+        """Jobs that were second tries of others, and didn't win."""
+        told = {told.job_id for told in self.told}
+        counted = {row.job_id for row in self.rows if row.requests}
+        return frozenset(row.job_id for row in self.rows if row.batch_id is None) - told - counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from storm.asks import MOCK_TOKENS, Answer, answer_words, ask, asked, read_answer
+from storm.asks import FIRST_LINE, MOCK_TOKENS, Answer, answer_words, ask, asked, doomed, read_answer, slow
 
 NUMBERS = st.integers(0, 10**7)
 
@@ -52,3 +52,22 @@ def test_all_kinds_and_labels_are_asked() -> None:
     assert ask(7).deadline_s is not None
     assert ask(7, line=True).kind == "line"
     assert "stream" in ask(1).body()
+
+
+def test_what_fails_first_can_run_at_one_place_only_and_what_is_slow_may_be_tried_twice() -> None:
+    asks = [ask(n) for n in range(2_000)]
+    bound = [one for one in asks if doomed(one.n)]
+    assert bound
+    assert {(one.kind, one.model, one.label, one.deadline_s) for one in bound} == {
+        ("job", "hosted", "restricted", None)
+    }
+    late = [one for one in asks if slow(one.n)]
+    assert late
+    assert all(one.body()["fabric"]["policy"] == "steady" and one.label != "restricted" for one in late)
+
+
+def test_a_third_of_the_batches_goes_to_a_provider_but_for_what_may_not_leave() -> None:
+    asks = [ask(n, line=True) for n in range(FIRST_LINE, FIRST_LINE + 300)]
+    patient = [one for one in asks if one.model == "patient"]
+    assert {one.n // 100 for one in patient} == {(FIRST_LINE + 200) // 100}
+    assert {one.label for one in patient} == {"public", "internal"}

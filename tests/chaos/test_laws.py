@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from storm import laws
 from storm.asks import answer_words, tokens
-from storm.values import Death, Evidence, Generation, Memory, Probe, Row, Told
+from storm.values import Death, Event, Evidence, Generation, Kept, Memory, Probe, Row, Told
 
 ASK = 30
 TEXT = " ".join(answer_words(ASK, "gabc1"))
@@ -46,11 +46,17 @@ def finished(ask: int = ASK, engine: str = "cloud", label: str = "internal") -> 
     return Generation(engine, "gabc1", ask, label, True, prompt, completion)
 
 
+def event(**values: Any) -> Event:
+    fixed = {"hook": "ended", "id": "evt_1", "type": "job.succeeded", "subject": "job_1"}
+    return Event(**({**fixed, "signed": True, "leaks": False, "kept": True} | values))
+
+
 GOOD = Evidence(
     told=(told(),),
     rows=(row(),),
     generations=(finished(),),
-    ends={"job_1": 1},
+    ends={"job_1": ["succeeded"]},
+    events=(event(kept=False), event()),
     left={"live": 0},
     budgets={"all total": (0, round(COST * 1e9))},
     probes=(Probe("/health/live", 200, 0.1), Probe("/v1/jobs", 503, 1.9, retry_after=True)),
@@ -67,7 +73,7 @@ BAD: dict[str, tuple[Callable[[Evidence], list[str]], dict[str, Any]]] = {
     "two outcomes": (laws.one_outcome, {"rows": (row(), row(attempt=2))}),
     "a try after the end": (laws.one_outcome, {"rows": (row(), row(attempt=2, state="requeued"))}),
     "a line without an outcome": (laws.one_outcome, {"lines": {("b", 1): ASK}}),
-    "two final events": (laws.one_event, {"ends": {"job_1": 2}}),
+    "two final events": (laws.one_event, {"ends": {"job_1": ["succeeded", "cancelled"]}}),
     "an answer in two voices": (laws.one_answer, {"told": (told(text=f"{TEXT} {TEXT}"),)}),
     "another request's answer": (laws.one_answer, {"told": (told(text=" ".join(answer_words(31, "gabc1"))),)}),
     "two answers": (laws.one_answer, {"told": (told(), told(text=" ".join(answer_words(ASK, "gdef2"))))}),
@@ -80,6 +86,18 @@ BAD: dict[str, tuple[Callable[[Evidence], list[str]], dict[str, Any]]] = {
     "other tokens": (laws.money_adds_up, {"rows": (row(input_tokens=1),)}),
     "another price": (laws.money_adds_up, {"rows": (row(cost_usd=1.0),)}),
     "paid for nothing": (laws.money_adds_up, {"generations": ()}),
+    "answered in two batches of the provider": (
+        laws.sent_once,
+        {"generations": (finished(engine="provider"), finished(engine="provider"))},
+    ),
+    "a second try that is nowhere": (laws.second_tries_end, {"second_tries": (2, 1)}),
+    "an end that nobody was told of": (laws.ends_are_told, {"events": ()}),
+    "an end that nobody took in": (laws.ends_are_told, {"events": (event(kept=False),)}),
+    "another end than the one that was told": (laws.ends_are_told, {"events": (event(type="job.failed"),)}),
+    "a batch that nobody was told of": (laws.ends_are_told, {"batches": {"b": []}}),
+    "an event without a good signature": (laws.ends_are_told, {"events": (event(), event(signed=False))}),
+    "an event with an answer": (laws.ends_are_told, {"events": (event(), event(leaks=True))}),
+    "an event for somebody else": (laws.ends_are_told, {"events": (event(), event(hook="others"))}),
     "still reserved": (laws.money_adds_up, {"budgets": {"all total": (5, round(COST * 1e9))}}),
     "another balance": (laws.money_adds_up, {"budgets": {"all total": (0, 0)}}),
     "left in the store": (laws.nothing_left, {"left": {"held:*": 1}}),
@@ -92,6 +110,9 @@ BAD: dict[str, tuple[Callable[[Evidence], list[str]], dict[str, Any]]] = {
     "a door that is slow": (laws.door_answers, {"probes": (Probe("/v1/jobs", 503, 5.0, retry_after=True),)}),
     "a door that doesn't say when": (laws.door_answers, {"probes": (Probe("/v1/jobs", 503, 0.1),)}),
     "a process that grows": (laws.memory_flat, {"memory": (Memory("api", 1, 200.0, [10**8] * 50 + [2 * 10**8] * 50),)}),
+    "a record that never goes": (laws.store_forgets, {"kept": Kept(lasting=1)}),
+    "a record that is kept for a day": (laws.store_forgets, {"kept": Kept(longest_s=86_000)}),
+    "a store that grows with each job": (laws.store_forgets, {"kept": Kept(bytes=30_000_000)}),
     "a process that gave up": (laws.nobody_gave_up, {"exits": ("worker-cpu (status 1)",)}),
     "an odd answer": (laws.no_odd_answer, {"odd": ("ask 1 got 500",)}),
 }
@@ -102,6 +123,29 @@ def test_a_law_finds_what_breaks_it(name: str) -> None:
     law, values = BAD[name]
     assert law(GOOD) == []
     assert len(law(replace(GOOD, **values))) >= 1
+
+
+def test_a_job_may_be_parked_and_replayed_before_its_end() -> None:
+    parked = row(state="dead", tier="cpu", deployment="hosted-cpu", cost_usd=0.0)
+    again = replace(GOOD, rows=(parked, row(attempt=2, requests=0)), ends={"job_1": ["dead", "succeeded"]})
+    assert set(laws.broken(again)) == {"one_outcome", "one_event"}
+    assert laws.broken(replace(again, replayed=frozenset(["job_1"]))) == {}
+    twice = {"rows": (row(attempt=1), row(attempt=2)), "ends": {"job_1": ["succeeded", "succeeded"]}}
+    assert {"one_outcome", "one_event"} <= set(laws.broken(replace(GOOD, replayed=frozenset(["job_1"]), **twice)))
+
+
+def test_a_second_try_has_a_row_of_its_own_or_is_its_jobs_answer() -> None:
+    twin = row("job_2", state="cancelled", requests=0, error_code="cancelled", cost_usd=0.0)
+    evidence = replace(GOOD, rows=(row(), twin), second_tries=(2, 1))
+    assert evidence.twins == {"job_2"}
+    assert laws.broken(evidence) == {}
+
+
+def test_what_waits_for_a_batch_costs_half() -> None:
+    half = row(deployment="patient-batch", cost_usd=COST / 2)
+    good = replace(GOOD, rows=(half,), generations=(finished(engine="provider"),), budgets={})
+    assert laws.money_adds_up(good) == []
+    assert laws.money_adds_up(replace(good, rows=(replace(half, cost_usd=COST),)))
 
 
 def test_the_mock_engines_tokens_are_counted() -> None:
