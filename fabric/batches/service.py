@@ -34,6 +34,7 @@ from fabric.contracts.trace import Sampler
 from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch
 from fabric.store import Store, transitions
+from fabric.store.disk import Disk
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,10 @@ class BatchService:
         sampler: Sampler | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         renewed: Callable[[], Catalog | None] = lambda: None,
+        disk: Disk | None = None,
     ) -> None:
-        """``renewed``: the catalogue to go on with, when it has changed."""
+        """``renewed``: the catalogue to go on with, when it has changed. ``disk``: of an embedded store, which is fed
+        nothing new when it has little room."""
         self._store = store
         self._ledger = ledger
         self._storage = storage
@@ -86,6 +89,7 @@ class BatchService:
         self._look_s = look_s
         self._now_ms = now_ms
         self._renewed = renewed
+        self._disk = disk
         self._lease = Lease(store, term_ms=term_ms)
         self._feeder = PlannedFeeder(
             store, ledger, storage, home, catalog, window=window, raised=raised, sampler=sampler
@@ -158,6 +162,8 @@ class BatchService:
         return self._step_works() or busy
 
     def _feed(self, unfinished: Sequence[Batch], in_hand: Mapping[str, int], hands: Mapping[str, Hands]) -> bool:
+        if self._disk is not None and self._disk.is_low():
+            return False
         now = self._now_ms()
         running = [batch for batch in unfinished if batch.status == "in_progress" and now < batch.expires_ms]
         for batch in self._planner.begin([batch for batch in running if batch.planned]):

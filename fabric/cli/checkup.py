@@ -94,7 +94,10 @@ def _data_directory(settings: Settings, given: Mapping[str, str]) -> Iterator[Fi
         return
     free = shutil.disk_usage(there).free
     said = f"{folder}, {free / _GIB:.1f} GiB free"
-    if free < _LITTLE_DISK:
+    if settings.socket and free < settings.disk_reserve_mb * 2**20:
+        todo = "Make room: new jobs are refused until there is. FABRIC_DISK_RESERVE_MB says how much is kept back."
+        yield Finding("data directory", "error", said, todo)
+    elif free < _LITTLE_DISK:
         yield Finding("data directory", "warning", said, "Make room: without it new jobs are refused.")
     else:
         yield Finding("data directory", "ok", said)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,10 @@ from fabric.cli.start import begin, config_option, host_option, port_option
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.completion import Completion
 from fabric.contracts.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fabric.settings import Settings
+    from fabric.store.disk import Disk
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,7 @@ def api(config: Path | None, host: str | None, port: int | None, fd: int | None)
         database_url=settings.database_url,
         files_dir=settings.files_dir,
         watch=Watch(settings, wait_s=_SCHEDULERS_FIRST_S),
+        disk=_disk(settings),
         secrets=secrets_of(settings),
         may_be_open=settings.allow_open or listen.only_loopback(settings.host),
         tracer=spans,
@@ -241,6 +247,7 @@ def recorder(config: Path | None) -> None:
         renewed=renewed,
         raised=lambda batch, asked, got: boundaries.note_raised_line(trail, batch, asked, got),
         sampler=spans.sampler if spans else None,
+        disk=_disk(settings),
     )
     log.info("the recorder is %s", into_ledger.name)
     boundaries.noted_policy(trail, settings.catalog)
@@ -252,6 +259,13 @@ def recorder(config: Path | None) -> None:
             part.close()
         if spans:
             spans.close()
+
+
+def _disk(settings: Settings) -> Disk | None:
+    """Of the store that ``fabric up`` runs: that of any other is its operator's to watch."""
+    from fabric.store.disk import Disk
+
+    return Disk(settings.data_dir, settings.disk_reserve_mb * 2**20) if settings.socket else None
 
 
 def _engines(catalog: Catalog) -> dict[str, str]:

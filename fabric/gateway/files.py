@@ -34,6 +34,7 @@ router = APIRouter(tags=["files"], responses=describe.ERRORS, default_response_c
 )
 async def upload(request: Request, caller: Identified, gateway: Here) -> Response:
     """One JSON object a line, as OpenAI's Batch API takes them. The bytes go to disk as they come."""
+    gateway.room.check()
     limits = gateway.settings
     form = Upload(request.receive, request.headers, limit_bytes=limits.file_limit_bytes)
     file_id = new_id("file")

@@ -30,6 +30,7 @@ from fabric.gateway.listener import Listener
 from fabric.gateway.metrics import Metrics
 from fabric.gateway.outlook import Outlook
 from fabric.gateway.rate_headers import Throttled
+from fabric.gateway.room import Room
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
 from fabric.ledger import Ledger
@@ -59,6 +60,7 @@ class Gateway:
         self.intake = Intake(
             self.store, self.metrics, self._sealed, live_limit=settings.live_limit, timeout_s=settings.store_timeout_s
         )
+        self.room = Room(settings.disk)
         self.outlook = Outlook(self)
         self.shadows = Shadows(self.intake)
         self.waiters = Waiters(self.store, self.listener.channel, return_s=settings.return_s)
@@ -81,6 +83,7 @@ class Gateway:
             asyncio.create_task(self.listener.run(), name="listener"),
             asyncio.create_task(self.keyring.run(), name="keyring"),
             asyncio.create_task(self.configuration.run(), name="configuration"),
+            asyncio.create_task(self.room.run(), name="room"),
         ]
         try:
             yield
@@ -101,6 +104,7 @@ class Gateway:
 
     async def accept(self, job: NewJob, scope: Scope) -> str:
         """As ``Intake.accept``, and the answer to the request tells of rate limits. The id of the job."""
+        self.room.check()
         try:
             accepted = await self.intake.accept(job)
         except Throttled as error:

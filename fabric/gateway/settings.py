@@ -9,6 +9,7 @@ from fabric.batches.expand import Limits
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.secret import Secrets
 from fabric.settings.watch import Watch
+from fabric.store.disk import Disk
 from fabric.store.transitions import LIVE_LIMIT
 from fabric.tracing import Tracer
 
@@ -19,6 +20,8 @@ class GatewaySettings:
     redis_url: str
     database_url: str  #: SQLAlchemy URL of the ledger, already migrated
     files_dir: Path  #: batch input and output files; shared between gateways
+    #: The embedded store's; ``None``: the store is elsewhere.
+    disk: Disk | None = None
     #: The same in every process that works on the ledger; without, nobody else knows what is sealed here.
     secrets: Secrets = field(default_factory=Secrets.passing)
     #: Whether callers without a key are let in as long as no key was ever made.

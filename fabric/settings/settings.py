@@ -67,6 +67,9 @@ class Options(BaseModel):
     drain_s: float = Field(30.0, ge=0, le=3600)
     #: How long the ledger keeps a row for each attempt; sums by hour and day stay. Without it: for good.
     usage_retention_days: int | None = Field(None, ge=1)
+    #: In MiB. With less free on the disk of an embedded store new work is refused: more is safer when other programs
+    #: fill the disk, too; less uses it up to the end.
+    disk_reserve_mb: int = Field(256, ge=0)
 
 
 class Document(Options):
@@ -125,6 +128,7 @@ class Settings(BaseModel):
     log_level: LogLevel
     drain_s: float
     usage_retention_days: int | None = None
+    disk_reserve_mb: int = 256
     catalog: Catalog
     webhooks: tuple[Webhook, ...] = ()
     #: The socket of the embedded Valkey; ``None`` when Redis runs elsewhere.
@@ -157,6 +161,7 @@ def resolve(options: Options, catalog: Catalog, config: Path | None, webhooks: t
         log_level=options.log_level,
         drain_s=options.drain_s,
         usage_retention_days=options.usage_retention_days,
+        disk_reserve_mb=options.disk_reserve_mb,
         catalog=catalog,
         webhooks=webhooks,
         socket=socket,

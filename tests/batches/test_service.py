@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,6 +20,7 @@ from fabric.contracts.ids import line_job_id
 from fabric.ledger import batches, files, lines, usage
 from fabric.ledger.tables import batch_lines
 from fabric.store import budgets, reads, transitions
+from fabric.store.disk import Disk
 from fabric.store.transitions import Dispatch
 
 if TYPE_CHECKING:
@@ -424,3 +427,26 @@ class TestManyBatches:
         assert desk.found(stuck).status == "in_progress"
         assert stuck in caplog.text
         assert "secret" not in caplog.text
+
+
+class _Told(Disk):
+    """Low until it is told otherwise."""
+
+    room = threading.Event()
+
+    def is_low(self) -> bool:
+        return not self.room.is_set()
+
+
+def test_nothing_new_is_fed_while_the_disk_has_little_room(desk: Desk, worker: Worker, line: Any) -> None:
+    disk = _Told(Path("/"), 1)
+    disk.room.clear()
+    worker.start()
+    with desk.serving(disk=disk, look_s=0.05):
+        batch_id = desk.batch([line("a"), line("b")])
+        desk.wait(batch_id, "in_progress")
+        other = desk.batch([b"{not json"])  # one that needs no room comes to its end meanwhile
+        desk.wait(other)
+        assert desk.store(reads.state(line_job_id(batch_id, 1))) is None
+        disk.room.set()
+        assert desk.wait(batch_id).completed == 2

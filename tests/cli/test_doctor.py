@@ -142,6 +142,15 @@ def test_what_the_embedded_store_has_on_disk(
     assert (folder / "appendonly.aof.1.incr.aof").read_bytes() == content
 
 
+def test_a_disk_without_the_room_that_is_kept_back(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FABRIC_DISK_RESERVE_MB", str(2**40))
+    status, findings = doctor()
+    assert status == 1
+    assert "FABRIC_DISK_RESERVE_MB" in of(findings, "data directory", "error")[0]["todo"]
+    monkeypatch.setenv("FABRIC_REDIS_URL", f"redis://127.0.0.1:{nobodys_port()}/0")
+    assert not of(doctor()[1], "data directory", "error")
+
+
 def test_a_store_that_cannot_write(
     doctor: Doctor, small_disk: SmallDisk, new_valkey: Callable[..., Valkey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
