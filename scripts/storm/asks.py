@@ -15,7 +15,7 @@ MOCK_TOKENS = 8
 _KINDS: tuple[Kind, ...] = ("chat", "stream", "chat", "job", "stream", "chat", "job", "chat", "stream", "cancelled")
 _LABELS: tuple[Label, ...] = ("internal", "public", "restricted")
 _MODELS = ("quick", "hosted")
-#: Batches in turn: every third goes to a model that has a provider's batch API, but for lines that may not leave.
+#: Every third batch, and the first, goes to a model that has a provider's batch API, but for lines that may not leave.
 _BATCH, FIRST_LINE = 100, 1_000_000
 _TEXT = re.compile(r"ask-(\d+)-([a-z]+)")
 _ANSWER = re.compile(r"ask-(\d+) (g[0-9a-f]+)((?: \d+)*)")
@@ -70,7 +70,7 @@ def ask(n: int, *, line: bool = False) -> Ask:
     kind: Kind = "line" if line else _KINDS[n % len(_KINDS)]
     deadline_s = 300.0 if n % 7 == 0 and not line and not doomed(n) else None
     label = _LABELS[n % 3]
-    patient = line and (n - FIRST_LINE) // _BATCH % 3 == 2 and label != "restricted"
+    patient = line and (n - FIRST_LINE) // _BATCH % 3 == 0 and label != "restricted"
     return Ask(n, kind, "patient" if patient else _MODELS[n // 3 % 2], label, deadline_s)
 
 

@@ -62,3 +62,6 @@ def test_the_laws_hold_in_a_storm(transport: Transport, folder: Path) -> None:
     assert len(result.inflicted) == len(PLANS[transport])
     assert len({row.job_id for row in result.evidence.rows}) > 50
     assert any(row.state == "succeeded" for row in result.evidence.rows)
+    assert any(row.deployment == "patient-batch" for row in result.evidence.rows)
+    assert result.evidence.replayed
+    assert any(event.kept for event in result.evidence.events)
