@@ -52,9 +52,13 @@ def hold(data_dir: Path) -> Iterator[None]:
 def write_run(data_dir: Path, values: dict[str, Any]) -> None:
     """Replaces ``run.json`` in one step: readers see the old one or the new one, whole."""
     descriptor, name = tempfile.mkstemp(dir=data_dir, prefix=_RUN_FILE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(orjson.dumps(values, option=orjson.OPT_INDENT_2) + b"\n")
-    Path(name).replace(data_dir / _RUN_FILE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(orjson.dumps(values, option=orjson.OPT_INDENT_2) + b"\n")
+        Path(name).replace(data_dir / _RUN_FILE)
+    except OSError:  # a full disk
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def remove_run(data_dir: Path) -> None:

@@ -193,7 +193,9 @@ class FabricUp:
             name: {"pid": child.pid, "restarts": child.restarts} for name, child in self._supervisor.children.items()
         }
         values = {"supervisor": os.getpid(), "url": self._url, "host": host, "port": port, "started_at": self._started}
-        data_dir.write_run(self._settings.data_dir, {**values, "processes": processes})
+        # On a full disk it stays as it was: that must not end what runs.
+        with suppress(OSError):
+            data_dir.write_run(self._settings.data_dir, {**values, "processes": processes})
 
     def _say(self, message: str) -> None:
         self._journal.write("fabric", "INFO", message)

@@ -48,11 +48,16 @@ def parse(text: str, previous: str = "INFO") -> Line:
     return Line("ERROR" if _FATAL.fullmatch(text) else previous, text)
 
 
+class _File(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk: the terminal has the line, and a traceback for each would only hide it."""
+
+
 class Journal:
     """``level`` is for the terminal; the file gets everything."""
 
     def __init__(self, file: Path, terminal: TextIO, *, level: str = "INFO") -> None:
-        self._file = RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT, encoding="utf-8")
+        self._file = _File(file, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT, encoding="utf-8")
         self._terminal = terminal
         self._colour = terminal.isatty() and "NO_COLOR" not in os.environ
         self._shown = LEVELS.index(level)

@@ -22,6 +22,7 @@ from fabric.contracts.zones import WorkerKeys
 from fabric.settings.settings import socket_path
 from fabric.store import append_only
 from fabric.store.embedded import server_command
+from tests.conftest import SmallDisk
 
 #: Plays every process but Valkey: says when it starts and stops; ``api`` answers 200 on the socket it is given.
 STAND_IN = """
@@ -215,6 +216,16 @@ def test_a_hole_that_a_full_disk_left_is_taken_out_at_the_start(up: Up) -> None:
         assert store.get("kept") == b"yes"
     up.end(signal.SIGTERM)
     assert "had a hole of 500 bytes at 0" in (up.data / "fabric.log").read_text()
+
+
+def test_a_process_comes_back_while_the_disk_is_full(up: Up, small_disk: SmallDisk) -> None:
+    up.environ["FABRIC_DATA_DIR"] = str(small_disk.folder)
+    assert up.start().ready().process
+    small_disk.fill()
+    os.kill(json.loads((small_disk.folder / "run.json").read_bytes())["processes"]["recorder"]["pid"], signal.SIGKILL)
+    until(lambda: up.story().count("start recorder") == 2)
+    small_disk.free()
+    assert up.end(signal.SIGTERM)[0] == 0
 
 
 def test_a_damaged_store_is_left_as_it_is_and_says_who_knows_more(up: Up) -> None:

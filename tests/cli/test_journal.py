@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fabric.cli.journal import Journal, Line, parse
+from tests.conftest import SmallDisk
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,20 @@ def test_a_terminal_that_nobody_reads_does_not_stop_the_log(tmp_path: Path) -> N
         assert last_line.endswith("line 11999")
         threading.Thread(target=reader.read, daemon=True).start()  # lets the writer go on
         journal.close()
+
+
+def test_a_full_disk_is_no_traceback_for_each_line(small_disk: SmallDisk, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = io.StringIO()
+    journal = Journal(small_disk.folder / "log", terminal)
+    small_disk.fill()
+    for number in range(100):
+        journal.write("api", "INFO", f"{number} {'x' * 200}")
+    small_disk.free()
+    journal.write("api", "INFO", "there is room")
+    journal.close()
+    assert capsys.readouterr().err == ""
+    assert terminal.getvalue().count("\n") == 101
+    assert (small_disk.folder / "log").read_text().endswith("there is room\n")
 
 
 def test_the_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
