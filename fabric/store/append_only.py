@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ _NEW = ".mended"
 _LINE = 1100
 _COPY = 1 << 20
 _CUT, _WRONG = 0, -1
+#: How a command begins, or an annotation.
+_HEAD = re.compile(rb"\*[1-9][0-9]*\r\n\$[0-9]+\r\n|#TS:[0-9]+\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def mend(folder: Path) -> list[str]:
 
 
 def condition(path: Path) -> Condition:
-    """Reads the whole file, some 100 MB a second."""
+    """Reads the whole file: some seconds for a hundred megabytes of small commands."""
     with _bytes(path) as data:
         size, at = len(data), 0
         holes: list[tuple[int, int]] = []
@@ -137,7 +140,7 @@ def _suspicious(path: Path) -> bool:
         at = data.find(b"\r\n\0")
         while at >= 0:
             behind_zeros = _behind_zeros(data, at + 2)
-            if data[behind_zeros : behind_zeros + 1] in (b"*", b"#"):
+            if len(data) - behind_zeros < _LINE or _HEAD.match(data, behind_zeros):
                 return True
             at = data.find(b"\r\n\0", behind_zeros)
         return False
