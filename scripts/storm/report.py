@@ -43,6 +43,7 @@ def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, An
         "recovery from a broker's restart": spread(backs),
         "answers that were generated more than once": sum(count > 1 for count in finished.values()),
         "looks at the door during outages of the store": len(evidence.probes),
+        "holes in Valkey's file, mended": evidence.holes,
         "Valkey's growth (bytes a job)": round(evidence.kept.bytes / max(1, len(jobs))),
         "largest process (MB)": round(max((max(m.bytes, default=0) for m in evidence.memory), default=0) / 1e6),
         "laws broken": {law: list(found) for law, found in broken.items()},

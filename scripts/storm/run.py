@@ -95,6 +95,7 @@ def _evidence(stage: Stage, injector: Injector, load: Load, before: int) -> Evid
         second_tries=evidence.second_tries(stage.store),
         events=tuple(evidence.events(stage.folder / "receiver.jsonl", HOOK_KEY)),
         left=_left(stage),
+        holes=stage.holes,
         kept=evidence.kept(stage.store, before),
         budgets=evidence.budgets(stage.store),
         probes=tuple(injector.probes),
