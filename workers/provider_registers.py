@@ -36,10 +36,12 @@ class StoredRegister:
     async def name(self, group: Group) -> None:
         await self._store(provider_batches.enlist(self._deployment, group.id, group.dump(), ()))
 
-    async def release(self, job_ids: Sequence[str], *, withdrawn: bool = False) -> list[Group]:
+    async def release(self, job_ids: Sequence[str], *, withdrawn: bool = False, answered: bool = False) -> list[Group]:
         empty: list[Group] = []
         for some in _calls(job_ids):
-            answers = await self._store(provider_batches.release(self._deployment, some, withdrawn=withdrawn))
+            answers = await self._store(
+                provider_batches.release(self._deployment, some, withdrawn=withdrawn, answered=answered)
+            )
             empty += map(Group.load, answers)
         return empty
 

@@ -27,10 +27,14 @@ def find(deployment: str, job_ids: Sequence[str]) -> Command[list[bytes]]:
     return call("provider_find", [deployment, *job_ids], list)
 
 
-def release(deployment: str, job_ids: Sequence[str], *, withdrawn: bool = False) -> Command[list[bytes]]:
+def release(
+    deployment: str, job_ids: Sequence[str], *, withdrawn: bool = False, answered: bool = False
+) -> Command[list[bytes]]:
     """Answers the groups in which nobody waits now. ``withdrawn``: of those that still run it is kept whose bill a
-    late answer goes on."""
-    return call("provider_release", [deployment, _BILL_S if withdrawn else "", *job_ids], list)
+    late answer goes on. ``answered``: those stay that haven't ended: their answer isn't stored, and will be asked for
+    again; ``sweep`` lets them go."""
+    how = _BILL_S if withdrawn else "answered" if answered else ""
+    return call("provider_release", [deployment, how, *job_ids], list)
 
 
 def spent(deployment: str, group: str, used: Sequence[tuple[str, bytes]]) -> Command[int]:

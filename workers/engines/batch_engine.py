@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How long a job stays in the register after its answer: so long, at least, an answer may take to be stored.
-#: A worker that dies before that finds the answer again.
+#: How long after its answer a job is looked for in the register. If its end is stored by then it is let go; else it
+#: stays: whoever gets the job again, here or elsewhere, finds the answer that was paid for.
 _KEEP_S = 5.0
 #: How often jobs are looked for that left without a word, and batches that nobody waits for.
 _SWEEP_S = 60.0
@@ -71,8 +71,10 @@ class BatchEngine(Engine):
         #: What has come since the last batch was put together.
         self._gathered: dict[str, Waiting] = {}
         self._gathering: asyncio.Task[None] | None = None
-        #: Jobs that wait no more, and when that is to be written down.
+        #: Jobs that have their answer, and when that is to be written down.
         self._leaving: dict[str, float] = {}
+        #: Jobs that were written down for a batch and left before it was made.
+        self._missed: set[str] = set()
         self._watches: dict[str, Watch] = {}
         self._closing: set[str] = set()
         self._withdrawing: set[str] = set()
@@ -185,8 +187,8 @@ class BatchEngine(Engine):
 
     async def _settle_down(self, waiting: Sequence[Waiting]) -> None:
         """Those that are at the provider already join their batch, the others get one."""
-        # One that has just left a batch and came again begins anew.
-        await self._release([one.job_id for one in waiting if one.job_id in self._leaving])
+        # One that has just missed its batch and came again begins anew.
+        await self._write_off_missed([*self._missed])
         known = await self._insist(lambda: self._register.find([one.job_id for one in waiting]))
         joining: dict[str, list[Waiting]] = {}
         for one in waiting:
@@ -206,7 +208,7 @@ class BatchEngine(Engine):
         await self._insist(lambda: self._register.enlist(group, [one.job_id for one in pack]))
         # Who left meanwhile isn't sent, and is written off again.
         here = [one for one in pack if self._waiting.get(one.job_id) is one]
-        self._leaving |= {one.job_id: 0.0 for one in pack if one.job_id not in self._waiting}
+        self._missed |= {one.job_id for one in pack if one.job_id not in self._waiting}
         if here:
             self._watch(group, here)
 
@@ -235,12 +237,17 @@ class BatchEngine(Engine):
         """Their requests ended without an answer: the next try begins anew."""
         await self._close_empty(await self._insist(lambda: self._register.release(job_ids)), keep=True)
 
-    async def _release(self, job_ids: Sequence[str]) -> None:
+    async def _write_off_missed(self, job_ids: Sequence[str]) -> None:
+        if job_ids:
+            self._missed -= {*job_ids}
+            await self._close_empty(await self._insist(lambda: self._register.release(job_ids)))
+
+    async def _let_answered_go(self, job_ids: Sequence[str]) -> None:
         if not job_ids:
             return
         for job_id in job_ids:
             self._leaving.pop(job_id, None)
-        await self._close_empty(await self._insist(lambda: self._register.release(job_ids)))
+        await self._close_empty(await self._insist(lambda: self._register.release(job_ids, answered=True)))
 
     async def _tidy(self) -> None:
         loop = asyncio.get_running_loop()
@@ -249,7 +256,8 @@ class BatchEngine(Engine):
             await asyncio.sleep(min(1.0, self._keep_s, self._sweep_s))
             now = loop.time()
             due = [job_id for job_id, at in self._leaving.items() if at <= now and job_id not in self._waiting]
-            await self._release(due)
+            await self._let_answered_go(due)
+            await self._write_off_missed([job_id for job_id in self._missed if job_id not in self._waiting])
             if now >= sweep_at:
                 sweep_at = now + self._sweep_s
                 await self._close_empty(await self._insist(self._register.sweep))

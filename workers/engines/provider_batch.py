@@ -119,10 +119,11 @@ class Register(Protocol):
     async def name(self, group: Group) -> None:
         """The group has got its ``provider_id``."""
 
-    async def release(self, job_ids: Sequence[str], *, withdrawn: bool = False) -> list[Group]:
+    async def release(self, job_ids: Sequence[str], *, withdrawn: bool = False, answered: bool = False) -> list[Group]:
         """They wait no more; answers the groups in which nobody does now. Those stay until ``forget``.
 
         ``withdrawn``: while they are still running here, and the provider may yet answer them (``spent``).
+        ``answered``: only those whose end is stored. An answer that was lost on its way is found again.
         """
 
     async def spent(self, group: Group, used: Sequence[tuple[str, Measures]]) -> None:
@@ -151,7 +152,7 @@ class LocalRegister:
     async def name(self, group: Group) -> None:
         self._groups[group.id] = group
 
-    async def release(self, job_ids: Sequence[str], *, withdrawn: bool = False) -> list[Group]:
+    async def release(self, job_ids: Sequence[str], *, withdrawn: bool = False, answered: bool = False) -> list[Group]:
         left = {self._of.pop(job_id) for job_id in job_ids if job_id in self._of}
         return [self._groups[group] for group in left - set(self._of.values()) if group in self._groups]
 

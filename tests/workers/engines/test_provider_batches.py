@@ -230,6 +230,16 @@ async def test_a_cancelled_job_leaves_the_others_in_peace(provider: Any) -> None
     assert provider.cancelled == []
 
 
+@pytest.mark.parametrize("kind", BOTH)
+async def test_a_job_whose_answer_was_lost_on_its_way_finds_it_again(kind: Kind, provider: Any) -> None:
+    provider.release.set()
+    async with working(deployment(kind, provider.url)) as engine:
+        (first,) = await asyncio.gather(*run(engine, asked(1)))
+        (again,) = await asyncio.gather(*run(engine, asked(1)))
+    assert text(first) == text(again)
+    assert len(provider.batches) == 1
+
+
 async def test_more_than_a_batch_may_hold_goes_in_several(provider: Any) -> None:
     provider.release.set()
     async with working(deployment("openai", provider.url, max_requests=10)) as engine:
