@@ -43,9 +43,9 @@ def run(
     privacy: PrivacyRules | None = None,
     renewed: Callable[[], Catalog | None] = lambda: None,
 ) -> int:
-    """Runs until SIGTERM or SIGINT; answers the exit status. ``keys``: of the zones of all deployments.
-    ``privacy``: the rules of the labels, until ``renewed`` answers a catalogue with others; without them those of a fabric
-    that nobody has configured.
+    """Runs until SIGTERM or SIGINT; answers the exit status. ``keys``: of the zones of all deployments. ``privacy``:
+    the rules of the labels, until ``renewed`` answers a catalogue with others; without them those of a fabric that
+    nobody has configured.
 
     Raises:
         ConfigError: an engine can't work as configured. Nothing was taken.
