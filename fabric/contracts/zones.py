@@ -9,8 +9,9 @@ can't read those of another, whatever else of the fabric is in their hands. Two 
 The first is for one reader. The second has a data key of its own and lets any of several zones read it: without its
 head nothing opens any more. The sealing key is what X25519 makes of the sender's passing key and the zone's, through
 HKDF-SHA256 (RFC 5869) over both public keys. A sender uses one passing key for many envelopes, since an agreement
-costs more than all the rest; nonces are random, of which 2^32 are allowed for a key (NIST SP 800-38D, 8.3). HPKE
-(RFC 9180) does the same with an agreement for each envelope, which would cost each job more than it may.
+costs more than all the rest, and counts them: no nonce comes twice under a key. Data keys are made by HMAC-SHA256 of
+that number, with a secret that is as old as the passing key. HPKE (RFC 9180) does the same with an agreement for each
+envelope, which would cost each job more than it may.
 
 Pure but for random numbers. Microseconds: ``scripts/bench sealing``.
 """
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
+import itertools
 import os
 import threading
 import time
@@ -48,8 +51,7 @@ _WRAPPED = _ID + _NONCE + _KEY + _TAG
 _ONE_HEAD = 1 + _ID + _PUBLIC + _NONCE
 #: Each data key seals once.
 _ONCE = bytes(_NONCE)
-#: Envelopes and seconds after which a sender takes another passing key.
-_USES = 1 << 24
+#: Seconds after which a sender takes another passing key.
 _AGE_S = 3600.0
 #: Senders that a reader keeps in mind: about as many as processes that seal, times hours of what waits.
 _SENDERS = 4096
@@ -133,14 +135,22 @@ def _raw(value: str) -> bytes:
 class _Passing:
     """One passing key of a sender, and what it has agreed on with each reader."""
 
-    __slots__ = ("_agreed", "_private", "left", "public", "until")
+    __slots__ = ("_agreed", "_numbers", "_private", "_secret", "public", "until")
 
     def __init__(self) -> None:
         self._private = X25519PrivateKey.generate()
         self.public = _public(self._private)
         self._agreed: dict[bytes, AESGCM] = {}
-        self.left = _USES
+        self._secret = os.urandom(_KEY)
+        self._numbers = itertools.count()
         self.until = time.monotonic() + _AGE_S
+
+    def number(self) -> bytes:
+        """Of the next envelope: each is given out once, whichever thread asks."""
+        return next(self._numbers).to_bytes(_NONCE, "big")
+
+    def data_key(self, number: bytes) -> bytes:
+        return hmac.digest(self._secret, number, "sha256")
 
     def key(self, reader: Reader) -> AESGCM:
         key = self._agreed.get(reader.public)
@@ -150,7 +160,7 @@ class _Passing:
 
 
 class Sender:
-    """Seals for zones. For any thread."""
+    """Seals for zones. For any thread of one process: a fork would count on from the same number."""
 
     def __init__(self) -> None:
         self._passing = _Passing()
@@ -159,28 +169,24 @@ class Sender:
     def seal(self, content: bytes, of: bytes, reader: Reader) -> bytes:
         """``of``: what the content belongs to (``fabric.contracts.sealed.about``)."""
         passing = self._current()
-        nonce = os.urandom(_NONCE)
+        nonce = passing.number()
         sealed = passing.key(reader).encrypt(nonce, content, of)
         return b"".join((b"\x03", reader.id, passing.public, nonce, sealed))
 
     def seal_for(self, content: bytes, of: bytes, readers: Sequence[Reader]) -> bytes:
         """For up to 255 zones."""
         passing = self._current()
-        random = os.urandom(_KEY + _NONCE * len(readers))
-        key = random[:_KEY]
+        nonce = passing.number()
+        key = passing.data_key(nonce)
         parts = [bytes((_MANY_READERS, len(readers))), passing.public]
-        at = _KEY
         for reader in readers:
-            nonce = random[at : at + _NONCE]
-            at += _NONCE
             parts += (reader.id, nonce, passing.key(reader).encrypt(nonce, key, of))
         parts.append(AESGCM(key).encrypt(_ONCE, content, of))
         return b"".join(parts)
 
     def _current(self) -> _Passing:
         passing = self._passing
-        passing.left -= 1
-        if passing.left > 0 and time.monotonic() < passing.until:
+        if time.monotonic() < passing.until:
             return passing
         with self._renewing:
             if self._passing is passing:
