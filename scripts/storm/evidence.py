@@ -72,7 +72,7 @@ def ends(store: Store) -> dict[str, tuple[str, ...]]:
     """Final events in each job's log: one, or one for each time that it was parked and the last."""
     found = {}
     for key in store.redis.scan_iter("fabric:events:*", count=1000):
-        kinds = [json.loads(event).get("type") for event in store.redis.lrange(key, 0, -1)]
+        kinds = map(_kind, store.redis.lrange(key, 0, -1))
         found[key.decode().removeprefix("fabric:events:")] = tuple(kind for kind in kinds if kind in _FINAL)
     return found
 
@@ -137,6 +137,15 @@ def budgets(store: Store) -> dict[str, tuple[int, int]]:
         values = store.redis.hgetall(key)
         found[key.decode().removeprefix("fabric:budget:")] = (int(values[b"reserved"]), int(values[b"spent"]))
     return found
+
+
+def _kind(event: bytes) -> str | None:
+    """``None`` for the pieces of a stream, which are sealed."""
+    try:
+        kind: str | None = json.loads(event).get("type")
+    except ValueError:
+        return None
+    return kind
 
 
 def _size(store: Store, key: bytes) -> int:

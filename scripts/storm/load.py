@@ -37,8 +37,9 @@ class Load:
         self.lines: dict[tuple[str, int], int] = {}
         self.batches: dict[str, list[str]] = {}
         self.asked = 0
-        #: Job -> how often it was replayed, each time twice at once.
-        self.replayed: Counter[str] = Counter()
+        #: Parked jobs that were asked to line up again; and how often each did, each time asked twice at once.
+        self.asked_again: set[str] = set()
+        self._replayed: Counter[str] = Counter()
         self._url = url
         self._submitted: list[tuple[str, Ask]] = []
         self._stopping = asyncio.Event()
@@ -191,27 +192,29 @@ class Load:
                 parked = await self._http.get("/v1/dead-letters", params={"limit": 100})
                 for letter in parked.json()["data"] if parked.status_code == 200 else ():
                     job_id = letter["job_id"]
-                    if self.replayed[job_id] < REPLAYS:
-                        self.replayed[job_id] += 1
-                        await asyncio.gather(self._replay_one(job_id), self._replay_one(job_id))
+                    if self._replayed[job_id] < REPLAYS:
+                        self.asked_again.add(job_id)
+                        both = await asyncio.gather(self._replay_one(job_id), self._replay_one(job_id))
+                        self._replayed[job_id] += any(both)
             except httpx.HTTPError:
                 pass  # the next look finds it still parked, or not
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REPLAY_EVERY_S):
                     await stop.wait()
 
-    async def _replay_one(self, job_id: str) -> None:
+    async def _replay_one(self, job_id: str) -> bool:
         answer = await self._http.post(f"/v1/dead-letters/{job_id}/replay")
         # 409: the other replay was first, and the job has gone on since.
         if answer.status_code != 200 and answer.status_code not in _LATER:
             self.odd.append(f"the replay of {job_id} got {answer.status_code}: {answer.text[:200]}")
+        return answer.status_code == 200
 
     async def _result(self, job_id: str, asked: Ask, until: float) -> Told:
         while True:
             job = await self._get(f"/v1/jobs/{job_id}", until)
             values = job.json() if job is not None and job.status_code == 200 else {}
             state = values.get("state")
-            again = state == "dead" and self.replayed[job_id] < REPLAYS
+            again = state == "dead" and self._replayed[job_id] < REPLAYS
             ended = not again and state not in (None, "queued", "dispatched", "running")
             if ended or time.monotonic() > until:
                 result = values.get("result")

@@ -91,7 +91,7 @@ def _evidence(stage: Stage, injector: Injector, load: Load, before: int) -> Evid
         lines=load.lines,
         batches=load.batches,
         ends=evidence.ends(stage.store),
-        replayed=frozenset(load.replayed),
+        replayed=frozenset(load.asked_again),
         second_tries=evidence.second_tries(stage.store),
         events=tuple(evidence.events(stage.folder / "receiver.jsonl", HOOK_KEY)),
         left=_left(stage),
