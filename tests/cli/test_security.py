@@ -14,6 +14,14 @@ import pytest
 from fabric.cli.entry import run
 from fabric.security import ROLES
 
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for name in ("FABRIC_REDIS_URL", "FABRIC_BROKER_URL", "FABRIC_CONFIG", "FABRIC_SECRET", "FABRIC_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
 EXPECTED = {"redis.acl", "rabbitmq.json", *(f"{role.name}.env" for role in ROLES)}
 
 
@@ -40,6 +48,8 @@ def test_the_servers_files_hold_no_password(tmp_path: Path) -> None:
     passwords = set()
     for role in ROLES:
         for name, url in variables(tmp_path / f"{role.name}.env").items():
+            if not name.endswith("_URL"):
+                continue
             user, password = re.findall(r"://([^:]+):([^@]+)@", url)[0]
             passwords.add(password)
             assert user == f"fabric-{role.name}"
@@ -56,7 +66,7 @@ def test_the_servers_files_hold_no_password(tmp_path: Path) -> None:
 def test_without_rabbitmq_there_is_nothing_for_it(tmp_path: Path) -> None:
     assert init(tmp_path, "--redis", "rediss://store.internal:6379/0") == 0
     assert {path.name for path in tmp_path.iterdir()} == EXPECTED - {"rabbitmq.json"}
-    assert list(variables(tmp_path / "worker-gpu.env")) == ["FABRIC_REDIS_URL"]
+    assert list(variables(tmp_path / "worker-gpu.env")) == ["FABRIC_REDIS_URL", "FABRIC_ZONE_KEYS"]
     assert variables(tmp_path / "worker-gpu.env")["FABRIC_REDIS_URL"].endswith("@store.internal:6379/0")
 
 

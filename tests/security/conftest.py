@@ -50,15 +50,12 @@ class House:
     folder: Path
     access: Path
     valkey: Valkey
-    models: list[dict[str, Any]]
     rabbitmq: RabbitMQ | None = None
     variables: dict[str, str] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)  #: beside its models
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        (self.folder / "fabric.yaml").write_text(yaml.safe_dump({"models": self.models, **self.config}))
         upgrade(f"sqlite:///{self.folder / 'ledger.sqlite3'}")
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -190,7 +187,7 @@ def new_house(
         config: dict[str, Any] | None = None,
         **variables: str,
     ) -> House:
-        """The URLs: where they aren't the servers' plain doors."""
+        """The URLs: where they aren't the servers' plain doors. ``config``: what is in the file beside the models."""
         folder = tmp_path_factory.mktemp("house")
         port = int(variables.pop("valkey_port", free_ports(1)[0]))
         options = ["--redis", redis_url or f"redis://127.0.0.1:{port}/0"]
@@ -200,13 +197,17 @@ def new_house(
             if rabbitmq.process is None:
                 rabbitmq.start()
             options += ["--rabbitmq", rabbitmq_url or f"amqp://127.0.0.1:{rabbitmq.port}/house"]
-        access = written(folder / "access", *options)
+        (folder / "fabric.yaml").write_text(yaml.safe_dump({"models": models, **(config or {})}))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.chdir(folder)  # where no secret is
+            patched.setenv("FABRIC_SECRET", variables.get("FABRIC_SECRET", ""))
+            access = written(folder / "access", "--config", str(folder / "fabric.yaml"), *options)
         valkey = new_valkey(
             options=("--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(access / "redis.acl"))
         )
         if rabbitmq:
             load(rabbitmq, access / "rabbitmq.json", "house")
-        houses.append(House(folder, access, valkey, models, rabbitmq, variables, config or {}))
+        houses.append(House(folder, access, valkey, rabbitmq, variables))
         return houses[-1]
 
     yield make
