@@ -19,6 +19,7 @@ _BENCHMARKS = (
     "efficiency",
     "mixed",
     "decision",
+    "dispatch",
     "plan",
     "sealing",
 )

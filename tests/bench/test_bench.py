@@ -82,6 +82,12 @@ def test_decision() -> None:
     assert report["candidates"] == 20
 
 
+def test_dispatch() -> None:
+    report = bench("dispatch", "--jobs", "3000")
+    assert (report["jobs"], report["ratio"]) == (3_000, None)
+    assert 1_000 < report["value"]
+
+
 def test_plan() -> None:
     """The same seed, the same figures: and what is planned as a whole costs less."""
     report = bench("plan", "--lines", "200")
