@@ -19,7 +19,7 @@ from fabric.store import AsyncStore, Command, Store
 _G, _S, _R, _W = (GATEWAY,), (SCHEDULER,), (RECORDER,), (WORKERS[-1],)
 SCRIPTS: dict[str, tuple[Role, ...]] = {
     **dict.fromkeys(("accept", "balances", "room"), _G + _S + _R),
-    **dict.fromkeys(("watch", "replay", "drop"), _G),
+    **dict.fromkeys(("watch", "replay", "drop", "erase"), _G),
     **dict.fromkeys(("cancel", "keep_head"), _G + _R),
     "keep_policy": _G + _S,
     **dict.fromkeys(("take", "put_back", "dispatch", "reject", "hedge", "reclaim", "rescue", "promote", "expire"), _S),
