@@ -35,6 +35,7 @@ LABELS: dict[str, set[str]] = {
     "fabric_fallbacks_total": {"from_tier", "to_tier", "reason"},
     "fabric_dead_letters": {"queue"},
     "fabric_breaker_state": {"deployment"},
+    "fabric_budget_used_ratio": {"budget"},
     "fabric_worker_slots": {"tier", "state"},
     "fabric_label_blocks_total": {"label"},
     "fabric_fenced_commits_total": set(),
