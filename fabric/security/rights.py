@@ -113,6 +113,7 @@ _SCHEDULER = (
     _store("hmget hset", "sweep"),
     _store("hexists", "provider:*"),
     _store("lpush ltrim incr", "bad-messages", "bad-messages:count"),
+    Grant("info"),
     # It sends, and reads no queue.
     Grant("lpush", " ".join(f"fabric.{tier}.*" for tier in ("cpu", "gpu", "cloud"))),
 )

@@ -167,18 +167,19 @@ def test_without_an_authority_of_its_own_the_systems_count(refuse: Any) -> None:
 def test_a_worker_and_a_scheduler_say_why_they_wait(house: House, refuse: Any) -> None:
     """And go on trying: a certificate that is renewed is believed without a restart."""
     port, ca = refuse("expired", 1)
-    url = house.role("scheduler")["FABRIC_REDIS_URL"]
-    elsewhere = url.rpartition("@")[0] + f"@127.0.0.1:{port}/0"
     before = dict(house.variables)
     house.variables |= {"FABRIC_REDIS_CA": str(ca), "FABRIC_BROKER_CA": ""}
-    role = house.access / "lost.env"
-    role.write_text(f"FABRIC_REDIS_URL={elsewhere}\n")
     try:
-        for command in (("scheduler",), ("worker", "cpu")):
-            house.run("lost", sys.executable, "-m", "fabric.cli", *command, log=command[0] + "-lost")
-            until(lambda name=command[0]: "has expired: renew it" in house.said(f"{name}-lost"), house.logs)
+        for role, *words in (("scheduler", "scheduler"), ("worker-cpu", "worker", "cpu")):
+            given = house.role(role)
+            user, _, _ = given.pop("FABRIC_REDIS_URL").rpartition("@")
+            given.pop("FABRIC_BROKER_URL", None)
+            lines = [f"FABRIC_REDIS_URL={user}@127.0.0.1:{port}/0", *(f"{name}={given[name]}" for name in given)]
+            (house.access / "lost.env").write_text("\n".join(lines))
+            house.run("lost", sys.executable, "-m", "fabric.cli", *words, log=f"lost-{role}")
+            until(lambda name=f"lost-{role}": "has expired: renew it" in house.said(name), house.logs)
             assert house.helpers[-1].poll() is None
-            assert url.split(":")[2].split("@")[0] not in house.said(f"{command[0]}-lost")
+            assert user.rpartition(":")[2] not in house.said(f"lost-{role}")
     finally:
         house.variables.clear()
         house.variables |= before
