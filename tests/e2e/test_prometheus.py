@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +255,7 @@ def loaded(prometheus: Prometheus, http: httpx.Client) -> tuple[Prometheus, floa
     since = prometheus.now()
     for loads in (1, 2):
         load(http)
-        until(lambda loads=loads: seen(prometheus, loads), within_s=PATIENCE_S, hint="for the load to be scraped")
+        until(partial(seen, prometheus, loads), within_s=PATIENCE_S, hint="for the load to be scraped")
     return prometheus, since
 
 
@@ -265,7 +266,7 @@ def test_figures_are_there_while_nothing_fails(prometheus: Prometheus, http: htt
         before = prometheus.value('sum(fabric_http_requests_total{status="200"})')
         assert http.post("/v1/chat/completions", json=ask("plain")).status_code == 200
         more = f'sum(fabric_http_requests_total{{status="200"}}) > {before}'
-        until(lambda more=more: prometheus.value(more), within_s=PATIENCE_S, hint="for a scrape")
+        until(partial(prometheus.value, more), within_s=PATIENCE_S, hint="for a scrape")
     figures = [panel for panel in panels() if panel.of_zero]
     assert [panel.where for panel in figures if not prometheus.drawn(panel.query, since)] == []
 
