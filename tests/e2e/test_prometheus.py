@@ -89,7 +89,9 @@ class Prometheus:
 
     def drawn(self, query: str, since: float) -> int:
         """How many points a panel would draw of it: those that are numbers."""
-        series = self.get("query_range", query=query, start=since, end=self.now(), step=SCRAPE_S)["result"]
+        end = self.now()
+        start = end - math.ceil((end - since) / SCRAPE_S) * SCRAPE_S  # so that the last step sees the newest sample
+        series = self.get("query_range", query=query, start=start, end=end, step=SCRAPE_S)["result"]
         return sum(math.isfinite(float(value)) for each in series for _, value in each["values"])
 
 
@@ -244,8 +246,12 @@ LEFT = {
 }
 
 
-def seen(prometheus: Prometheus, loads: int) -> bool:
-    return all(prometheus.value(query) >= loads * value for query, value in LEFT.items())
+def left(prometheus: Prometheus) -> dict[str, float]:
+    return {query: prometheus.value(query) for query in LEFT}
+
+
+def seen(prometheus: Prometheus, before: dict[str, float]) -> bool:
+    return all(now >= before[query] + LEFT[query] for query, now in left(prometheus).items())
 
 
 @pytest.fixture(scope="module")
@@ -253,20 +259,22 @@ def loaded(prometheus: Prometheus, http: httpx.Client) -> tuple[Prometheus, floa
     """Prometheus after two loads that it has seen, one after the other: a counter's first sample says nothing of a
     rate. And the second before the first of them."""
     since = prometheus.now()
-    for loads in (1, 2):
+    for _ in range(2):
+        before = left(prometheus)
         load(http)
-        until(partial(seen, prometheus, loads), within_s=PATIENCE_S, hint="for the load to be scraped")
+        until(partial(seen, prometheus, before), within_s=PATIENCE_S, hint="for the load to be scraped")
     return prometheus, since
 
 
 def test_figures_are_there_while_nothing_fails(prometheus: Prometheus, http: httpx.Client) -> None:
     """A share of nothing is 0, not a gap that looks as if the figure couldn't be had."""
     since = prometheus.now()
-    for _ in range(2):
-        before = prometheus.value('sum(fabric_http_requests_total{status="200"})')
+    answered = 'sum(fabric_http_requests_total{route="/v1/chat/completions",status="200"})'
+    recorded = 'sum(max by (deployment) (fabric_jobs_total{outcome="succeeded"}))'
+    for count in (1, 2):
         assert http.post("/v1/chat/completions", json=ask("plain")).status_code == 200
-        more = f'sum(fabric_http_requests_total{{status="200"}}) > {before}'
-        until(partial(prometheus.value, more), within_s=PATIENCE_S, hint="for a scrape")
+        for counter in (answered, recorded):
+            until(partial(prometheus.value, f"{counter} >= {count}"), within_s=PATIENCE_S, hint="for a scrape")
     figures = [panel for panel in panels() if panel.of_zero]
     assert [panel.where for panel in figures if not prometheus.drawn(panel.query, since)] == []
 
