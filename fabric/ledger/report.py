@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
@@ -44,6 +45,16 @@ def batch_report(connection: Connection, batch_id: str) -> dict[str, Any]:
         "elapsed_s": elapsed_s,
         "tokens_per_s": written / elapsed_s if elapsed_s else None,
     }
+
+
+def batch_costs(connection: Connection, batch_ids: Collection[str]) -> dict[str, float]:
+    """Batch -> US dollars so far, of those that have taken something."""
+    query = (
+        select(usage.c.batch_id, func.sum(usage.c.cost_usd).label("cost_usd"))
+        .where(usage.c.batch_id.in_(batch_ids))
+        .group_by(usage.c.batch_id)
+    )
+    return {row.batch_id: row.cost_usd for row in connection.execute(query)}
 
 
 def _sums(batch_id: str) -> Select[Any]:

@@ -22,7 +22,7 @@ from fabric.gateway.console.pulse import BEAT_S
 from fabric.gateway.console.session import may, needs
 from fabric.ledger import batches
 from fabric.ledger.batches import Batch
-from fabric.ledger.report import batch_report
+from fabric.ledger.report import batch_costs, batch_report
 
 _LIST = ("GET", "/v1/batches")
 _ONE = ("GET", "/v1/batches/{batch_id}")
@@ -66,13 +66,15 @@ def progress(batch: Batch, now_ms: int) -> Progress:
 
 
 def routes(page: Page) -> list[BaseRoute]:
-    lists, ones, reports = Once(BEAT_S * 0.9), Once(BEAT_S * 0.9), Once(_REPORT_S)
+    lists, ones, reports, sums = Once(BEAT_S * 0.9), Once(BEAT_S * 0.9), Once(_REPORT_S), Once(_REPORT_S)
 
     async def listed(caller: Caller, after: str | None) -> dict[str, Any]:
         found, more = await page.gateway.ledger.read(batches.page, caller.tenant, limit=_PAGE, after=after)
         now_ms = time.time_ns() // 1_000_000
+        ids = tuple(batch.id for batch in found)
         return {
             "shown": [progress(batch, now_ms) for batch in found],
+            "costs": await sums.get(ids, lambda: page.gateway.ledger.read(batch_costs, ids)),
             "older": found[-1].id if more else None,
             "after": after,
             "may_cancel": may(caller, *_CANCEL),

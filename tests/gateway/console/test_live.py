@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BODY = {"endpoint": "/v1/chat/completions", "body": {"model": "small", "messages": [{"role": "user", "content": "hi"}]}}
 
 
+_LOOKS = 4
+
+
 def _messages(lines: Any, count: int) -> list[str]:
     """The first messages of a stream, as HTML."""
     found, message = [], []
@@ -54,10 +57,13 @@ def test_many_viewers_ask_the_store_no_more_than_one(gateway: Served, store: Sto
         with ExitStack() as stack:
             http = stack.enter_context(gateway.http())
             streams = [stack.enter_context(http.stream("GET", "/console/live")) for _ in range(viewers)]
-            for stream in streams:
-                _messages(stream.iter_lines(), 1)
+            lines = [stream.iter_lines() for stream in streams]
+            for each in lines:
+                _messages(each, 1)
             before, began = calls(), time.monotonic()
-            time.sleep(3)  # there is no event for what doesn't happen
+            for number in range(_LOOKS):  # what changes is said; and so many looks later the asking is counted
+                http.post("/v1/jobs", json=BODY)
+                _messages(lines[number % viewers], 1)
             return (calls() - before) / (time.monotonic() - began)
 
     alone = in_a_while(1)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from fabric.ledger import batches
+from fabric.contracts.breaker import Health
+from fabric.contracts.completion import Completion
+from fabric.contracts.ids import line_job_id
+from fabric.contracts.job import JobSpec, Measures
+from fabric.ledger import batches, usage
 from fabric.ledger.sums import DAY_MS
 from fabric.ledger.tables import SUM_AMOUNTS, SUM_COUNTS, usage_sums
 
 if TYPE_CHECKING:
+    from fabric.store import Store
     from tests.gateway.conftest import Served, Worker
 
 PAGES = ("", "/jobs", "/batches", "/dead-letters", "/costs", "/policy")
@@ -150,7 +156,26 @@ def test_a_batch_shows_how_far_it_is(gateway: Served, console: httpx.Client) -> 
         file_id = http.post("/v1/files", files={"file": ("in.jsonl", line)}, data={"purpose": "batch"}).json()["id"]
         asked = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
         batch_id = http.post("/v1/batches", json=asked).json()["id"]
-    assert batch_id in console.get("/batches").text
+    completion = Completion(
+        entry_id="1-1",
+        spec=JobSpec(line_job_id(batch_id, 1), CHAT, "small", batch_id=batch_id, line_no=1, custom_id="a"),
+        state="succeeded",
+        attempt=1,
+        deployment="small-cpu",
+        tier="cpu",
+        worker="w1",
+        accepted_ms=1,
+        dispatched_ms=2,
+        claimed_ms=3,
+        finished_ms=4,
+        measures=Measures(cost_usd=12.5),
+        result=None,
+        error=None,
+    )
+    gateway.ledger.write(usage.add, [completion])
+    listed = console.get("/batches").text
+    assert batch_id in listed
+    assert "$12.50" in listed
     assert "validating" in console.get(f"/batches/{batch_id}").text
     page = console.post(f"/batches/{batch_id}/cancel", headers=OWN).text
     assert "Its end was asked for" in page and "cancelling" in page
@@ -170,6 +195,13 @@ def test_a_batch_that_is_planned_shows_its_plan(gateway: Served, console: httpx.
     plan["shortfall"] = {"detail": "too little time for 3 lines"}
     gateway.ledger.write(batches.keep_plan, batch_id, json.dumps(plan).encode())
     assert "Not all can be done: too little time for 3 lines." in console.get(f"/batches/{batch_id}").text
+
+
+def test_a_deployment_that_gets_no_jobs_says_why(console: httpx.Client, store: Store, eventually: Any) -> None:
+    assert "closed</td>" in console.get("").text
+    health = Health(trips=1, why="failures", open_until=int(time.time() * 1000) + 60_000)
+    store.redis.hset("fabric:health", "small-cpu", json.dumps(asdict(health)))
+    assert eventually(lambda: "open</span> (failures)</td>" in console.get("").text)
 
 
 def test_costs_add_up(gateway: Served, console: httpx.Client) -> None:
