@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fabric.bench.statistics import Change, change, mean, median, quantile
+from fabric.bench.statistics import Change, change, mean, median, quantile, share_change
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class Finding:
 
 
 def compare(before: Run, after: Run, threshold: float) -> list[Finding]:
-    """Of what both have. ``threshold``: 0.1 is a tenth. Errors count at once: their rate may grow by the threshold
-    at most, in parts of all requests."""
+    """Of what both have. ``threshold``: 0.1 is a tenth. The rate of errors may grow by the threshold in
+    parts of all requests."""
     known = {point.key: point for point in before.points}
     return [
         one for point in after.points if point.key in known for one in _findings(known[point.key], point, threshold)
@@ -113,10 +113,8 @@ def _findings(before: Point, after: Point, threshold: float) -> Iterator[Finding
     if any(costs[0]):
         found = change(costs[0], costs[1], mean)
         yield Finding(*after.key, "cost_usd", found, _verdict(found, threshold))
-    rates = [_error_rate(point.samples) for point in (before, after)]
-    more = rates[1] - rates[0]
-    verdict: Verdict = "worse" if more > threshold else "better" if more < -threshold else "same"
-    yield Finding(*after.key, "error_rate", Change(more, more, more), verdict)
+    more = share_change(_errors(before.samples), _errors(after.samples))
+    yield Finding(*after.key, "error_rate", more, _verdict(more, threshold))
 
 
 def _verdict(found: Change | None, threshold: float) -> Verdict:
@@ -127,8 +125,8 @@ def _verdict(found: Change | None, threshold: float) -> Verdict:
     return "better" if found.high < 0 and found.change < -threshold else "same"
 
 
-def _error_rate(samples: Sequence[Sample]) -> float:
-    return sum(s.error is not None for s in samples) / len(samples) if samples else 0.0
+def _errors(samples: Sequence[Sample]) -> tuple[int, int]:
+    return sum(s.error is not None for s in samples), len(samples)
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 #: Redrawn samples for one interval. More give steadier bounds and take longer.
 _DRAWS = 1_000
 _SURE = 0.95
+#: Standard deviations that hold so much of a normal distribution.
+_Z = NormalDist().inv_cdf(1 - (1 - _SURE) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,26 @@ class Change:
     change: float
     low: float
     high: float
+
+
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share: right for few, none and all, too."""
+    share, z2 = count / of, _Z * _Z
+    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
+    half = _Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share_change(before: tuple[int, int], after: tuple[int, int]) -> Change | None:
+    """Of shares, each (count, of how many): the difference in parts of all, with Newcombe's hybrid score interval (1998,
+    method 10). ``None`` where there is nothing to share."""
+    if not before[1] or not after[1]:
+        return None
+    was, now = before[0] / before[1], after[0] / after[1]
+    (was_low, was_high), (now_low, now_high) = share_interval(*before), share_interval(*after)
+    low = now - was - math.hypot(now - now_low, was_high - was)
+    high = now - was + math.hypot(now_high - now, was - was_low)
+    return Change(now - was, low, high)
 
 
 def quantile(values: Sequence[float], q: float) -> float:

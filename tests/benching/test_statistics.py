@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.bench.runs import Point, Run, Sample, compare, sparkline
-from fabric.bench.statistics import change, quantile
+from fabric.bench.statistics import change, quantile, share_change, share_interval
 
 seconds = st.lists(st.floats(0.001, 100), min_size=2, max_size=30)
 
@@ -96,3 +96,27 @@ def test_a_run_is_read_as_it_was_written() -> None:
 
 def test_a_sparkline_rises_with_its_values() -> None:
     assert sparkline([1, 2, 3]) == "▁▅█" and sparkline([2, 2]) == "▁▁"
+
+
+class TestShares:
+    def test_of_few_none_and_all(self) -> None:
+        assert share_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+        assert share_interval(5, 20) == pytest.approx((0.1119, 0.4687), abs=1e-4)
+        assert share_interval(20, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+
+    def test_a_difference_as_in_newcombes_paper(self) -> None:
+        """Table II of the paper, method 10: 56/70 and 48/80; 9/10 and 3/10; 0/10 and 0/20."""
+        for after, before, low, high in (
+            ((56, 70), (48, 80), 0.0524, 0.3339),
+            ((9, 10), (3, 10), 0.1705, 0.8090),
+            ((0, 10), (0, 20), -0.1611, 0.2775),
+        ):
+            found = share_change(before, after)
+            assert found is not None
+            assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+    def test_there_is_nothing_to_share(self) -> None:
+        assert share_change((0, 0), (1, 2)) is None
+
+    def test_one_error_more_proves_nothing(self) -> None:
+        assert verdicts(a_run(0.1, n=8), a_run(0.1, errors=1, n=8))["error_rate"] == "same"
