@@ -33,8 +33,8 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
 
 
 def share_change(before: tuple[int, int], after: tuple[int, int]) -> Change | None:
-    """Of shares, each (count, of how many): the difference in parts of all, with Newcombe's hybrid score interval (1998,
-    method 10). ``None`` where there is nothing to share."""
+    """Of shares, each (count, of how many): the difference in parts of all, with Newcombe's hybrid score interval
+    (1998, method 10). ``None`` where there is nothing to share."""
     if not before[1] or not after[1]:
         return None
     was, now = before[0] / before[1], after[0] / after[1]
