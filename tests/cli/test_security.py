@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fabric.cli.entry import run
+from fabric.contracts.secret import Secrets
+from fabric.contracts.zones import WorkerKeys
 from fabric.security import ROLES
 
 
@@ -90,3 +92,37 @@ def test_json_names_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert init(tmp_path / "out", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said == {"out": str(tmp_path / "out"), "files": sorted(EXPECTED - {"rabbitmq.json"})}
+
+
+class TestZoneKeys:
+    def test_workers_get_keys_and_only_who_seals_and_hashes_gets_the_secret(self, tmp_path: Path) -> None:
+        init(tmp_path)
+        secret = variables(tmp_path / "gateway.env")["FABRIC_SECRET"]
+        holders = {
+            role.name for role in ROLES if variables(tmp_path / f"{role.name}.env").get("FABRIC_SECRET") == secret
+        }
+        assert holders == {"gateway", "recorder"}
+        for tier, zone in (("cpu", "local"), ("gpu", "local"), ("cloud", "cloud")):
+            keys = WorkerKeys.parse(variables(tmp_path / f"worker-{tier}.env")["FABRIC_ZONE_KEYS"])
+            assert keys == WorkerKeys.of(Secrets([secret]), [zone])
+
+    def test_printed_where_the_secret_is(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert run(["security", "zone-keys", "local"]) != 0
+        monkeypatch.setenv("FABRIC_SECRET", "s" * 32)
+        capsys.readouterr()
+        assert run(["security", "zone-keys", "local"]) == 0
+        assert WorkerKeys.parse(capsys.readouterr().out) == WorkerKeys.of(Secrets(["s" * 32]), ["local"])
+        assert run(["security", "zone-keys", "nowhere"]) != 0
+        assert "there is local" in capsys.readouterr().err
+
+    def test_a_file_for_each_zone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FABRIC_DATA_DIR", str(tmp_path / "data"))
+        for _ in range(2):
+            assert run(["security", "zone-keys", "--into", str(tmp_path / "keys")]) == 0
+        file = tmp_path / "keys" / "local" / "zone-keys"
+        assert [path.name for path in file.parent.iterdir()] == ["zone-keys"]
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        secret = (tmp_path / "data" / "secret").read_text().strip()
+        assert WorkerKeys.parse(file.read_text()) == WorkerKeys.of(Secrets([secret]), ["local"])
