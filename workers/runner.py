@@ -212,6 +212,7 @@ class Runner:
         except TimeoutError:
             if not deadline.expired():
                 raise  # the engine's own
+            flight.stopped = "expired"
             raise DeadlineExceeded(_EXPIRED) from None
 
     def _succeeded(self, flight: _Flight, answer: Answer) -> None:
@@ -240,7 +241,7 @@ class Runner:
         if disposition.action == "fail" or disposition.action == "park":
             self._end(flight, JobState.DEAD if disposition.action == "park" else JobState.FAILED, error)
             return
-        measures = self._measures(flight, _spoken(flight))
+        measures = self._measures(flight, self._broken_off(flight))
         self._outbox.failure(
             Failure(
                 job.spec.id,
@@ -255,10 +256,13 @@ class Runner:
         )
 
     def _end(self, flight: _Flight, state: JobState, error: ErrorInfo) -> None:
-        measures = self._measures(flight, _spoken(flight)).dump()
+        measures = self._measures(flight, self._broken_off(flight)).dump()
         job = flight.job
         end = end_for_breaker(error, job.failures)
         self._outbox.outcome(Outcome(job.spec.id, job.attempt, state, error=error, measures=measures, end=end))
+
+    def _broken_off(self, flight: _Flight) -> Usage:
+        return _spoken(flight, waits=self._engines[flight.deployment].waits)
 
     def _measures(
         self, flight: _Flight, usage: Usage, first_token_s: float | None = None, engine_s: float | None = None
@@ -284,9 +288,10 @@ def _machine_slots(engines: Mapping[str, Engine]) -> int:
     return sum(engine.slots for engine in engines.values() if not engine.waits)
 
 
-def _spoken(flight: _Flight) -> Usage:
-    """What an answer that broke off took, as far as can be told from outside: a piece is about a token."""
-    if not flight.pieces:
+def _spoken(flight: _Flight, *, waits: bool) -> Usage:
+    """What an answer that broke off took, as far as can be told from outside: a piece is about a token. One that was
+    stopped in its engine had its prompt there, at least, unless it only waited for its turn elsewhere."""
+    if not flight.pieces and (waits or flight.stopped is None or flight.entered is None):
         return Usage()
     return Usage(flight.job.spec.prompt_tokens, flight.pieces, estimated=True)
 

@@ -289,13 +289,16 @@ class TestStopping:
     async def test_reaches_the_engine_and_is_the_outcome(self, why: str) -> None:
         stuck = Stuck()
         bench = Bench(stuck)
-        bench.runner.begin("d", [job()])
+        bench.runner.begin("d", [job(prompt_tokens=7)])
         await stuck.entered.wait()
         bench.runner.stop("job_1", why)
         await bench.runner.drained(30)
         assert stuck.stopped == ["job_1"]
         assert bench.outcome().state.value == why
-        assert Measures.load(bench.outcome().measures).engine_s > 0
+        measures = Measures.load(bench.outcome().measures)
+        assert measures.engine_s > 0
+        assert measures.usage == Usage(7, 0, estimated=True)  # its prompt was there
+        assert measures.cost_usd == pytest.approx(7e-6)
 
     async def test_a_lost_lease_has_no_outcome(self) -> None:
         stuck = Stuck()
@@ -310,10 +313,11 @@ class TestStopping:
 
     async def test_before_the_first_step_counts_too(self) -> None:
         bench = Bench(answer)
-        bench.runner.begin("d", [job()])
+        bench.runner.begin("d", [job(prompt_tokens=7)])
         bench.runner.stop("job_1", "cancelled")
         await bench.runner.drained(30)
         assert bench.outcome().state is JobState.CANCELLED
+        assert Measures.load(bench.outcome().measures).usage == Usage()
 
     async def test_while_it_waits_for_a_slot(self) -> None:
         stuck = Stuck()
