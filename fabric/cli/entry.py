@@ -24,7 +24,7 @@ _COMMANDS = {
     "up": ("up", "Run the whole fabric on this machine."),
     "submit": ("submit", "Ask a model, and wait for the answer."),
     "batch": ("batch", "Run files of requests."),
-    "jobs": ("jobs", "List, show and cancel jobs."),
+    "jobs": ("jobs", "List, show, cancel and delete jobs."),
     "route": ("route", "Show where a request would go, and why."),
     "policy": ("policy", "Check and try policies, and explain a job's decision."),
     "usage": ("usage", "Show requests and tokens."),

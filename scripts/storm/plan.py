@@ -105,7 +105,7 @@ def make(
             kind = KINDS[name]
             for_s = round(dice.uniform(*kind.seconds), 1)
             target = dice.choice(kind.targets)
-            if at_s + for_s > seconds:
+            if round(at_s, 1) + for_s > seconds:
                 return tuple(faults)
             faults.append(Fault(round(at_s, 1), name, target, for_s, alone))
             if alone:
