@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Fabric
@@ -44,7 +45,11 @@ def test_a_batch_moves_on_the_page_and_is_counted(real: Fabric, chromium: Any) -
         file_id = http.post("/v1/files", files={"file": ("in.jsonl", lines)}, data={"purpose": "batch"}).json()["id"]
         asked = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         batch_id = http.post("/v1/batches", json=asked).json()["id"]
-        page.wait_for_selector(f"#{batch_id}", timeout=PATIENCE_MS)
+        try:
+            page.wait_for_selector(f"#{batch_id}", timeout=PATIENCE_MS)
+        except PlaywrightTimeout:
+            told = f"{problems}\n{page.inner_text('main')}\n{http.get(f'/v1/batches/{batch_id}').text}"
+            raise AssertionError(f"the page doesn't show the batch: {told}") from None
         page.wait_for_function(
             f"() => document.querySelector('#{batch_id} .done').innerText !== '0'", timeout=PATIENCE_MS
         )
