@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import Connection, exc
 
@@ -219,7 +218,7 @@ class Recorder:
                 self._make_group()
                 return act()
         except (RedisError, OSError) as error:
-            raise unavailable(error if isinstance(error, RedisError) else RedisConnectionError()) from error
+            raise unavailable(error) from error
 
     def _make_group(self) -> None:
         try:
@@ -348,10 +347,7 @@ def record(
     changed = False
     for batch_id, batch in held.items():
         outcomes = [outcome(done, batch, home) for done in of_batches[batch_id]]
-        completed, failed = lines.settle(connection, batch_id, outcomes)
-        if completed or failed:
-            batches.count(connection, batch_id, completed=completed, failed=failed)
-            changed = True
+        changed |= lines.end(connection, batch_id, outcomes)
     return changed
 
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import orjson
 from sqlalchemy import Connection
 
+from fabric.batches.input_file import open_input
 from fabric.batches.storage import Draft, Storage
 from fabric.contracts.answer import packed
 from fabric.contracts.batch_line import error_line
@@ -168,8 +169,7 @@ def _input(ledger: Ledger, storage: Storage, batch: Batch) -> BinaryIO | None:
     """Embeddings only: which form of the numbers was asked for stands in the input file."""
     if batch.endpoint != "/v1/embeddings":
         return None
-    file = ledger.read(files.find, batch.input_file_id)
-    return storage.open(file.path if file else batch.input_file_id)
+    return open_input(ledger, storage, batch)
 
 
 def _wants_base64(line: EndedLine, source: BinaryIO) -> bool:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from sqlalchemy import Connection
 
 from fabric.batches.cap import CapUsedUp
+from fabric.batches.input_file import open_input
 from fabric.batches.request_line import BadLine, read_line, unreadable
 from fabric.batches.shares import Load, shares
 from fabric.batches.storage import Storage
@@ -22,7 +23,7 @@ from fabric.contracts.job import JobSpec
 from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.key import Permissions
 from fabric.contracts.trace import Sampler
-from fabric.ledger import Ledger, batches, files, lines
+from fabric.ledger import Ledger, batches, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
 from fabric.privacy import screen_of
@@ -36,7 +37,7 @@ WINDOW = 4_000
 #: A batch is fed when this part of its share is free, so that every look at the ledger moves many lines.
 _REFILL = 0.25
 #: Lines of one batch in one go; others get their turn in between.
-_TURN_LINES = 512
+TURN_LINES = 512
 #: Bounds of one call of the store: it serves nobody else while it runs.
 _CALL_JOBS = 128
 _CALL_BYTES = 8_000_000
@@ -107,13 +108,12 @@ class Feeder:
             NotFound: the input file is gone.
             Unavailable: the ledger or the store is away. Lines may have been handed over: call again.
         """
-        waiting = self._ledger.read(lines.waiting, batch.id, after=batch.fed_until, limit=min(room, _TURN_LINES))
+        waiting = self._ledger.read(lines.waiting, batch.id, after=batch.fed_until, limit=min(room, TURN_LINES))
         if not waiting:
             return False
-        file = self._ledger.read(files.find, batch.input_file_id)
         permissions = Permissions.load(batch.permissions)
         last, bad = batch.fed_until, list[Outcome]()
-        with self._storage.open(file.path if file else batch.input_file_id) as source:
+        with open_input(self._ledger, self._storage, batch) as source:
             for call in self._handed_over(self._calls(batch, permissions, waiting, source)):
                 last, bad = call.last, bad + call.bad
         return last > batch.fed_until and self._ledger.write(_fed, batch, last, bad)
@@ -227,6 +227,5 @@ def _fed(connection: Connection, batch: Batch, last: int, bad: Sequence[Outcome]
     if not batches.fed(connection, batch.id, batch.fed_until, last):
         return False
     if bad:
-        completed, failed = lines.settle(connection, batch.id, bad)
-        batches.count(connection, batch.id, completed=completed, failed=failed)
+        lines.end(connection, batch.id, bad)
     return True

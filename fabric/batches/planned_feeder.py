@@ -9,16 +9,14 @@ from typing import BinaryIO, NamedTuple
 from sqlalchemy import Connection
 
 from fabric.batches.cap import NoRoomYet, Purse
-from fabric.batches.feeder import Call, Feeder
+from fabric.batches.feeder import TURN_LINES, Call, Feeder
+from fabric.batches.input_file import open_input
 from fabric.contracts.job import JobSpec
 from fabric.contracts.key import Permissions
-from fabric.ledger import batches, files, lines
+from fabric.ledger import batches, lines
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome, WaitingLine
 from fabric.store import transitions
-
-#: Lines of one batch in one go, as of other batches.
-_TURN_LINES = 512
 
 
 class Due(NamedTuple):
@@ -40,10 +38,9 @@ class PlannedFeeder(Feeder):
             NotFound: the input file is gone.
             Unavailable: the ledger or the store is away. Lines may have been handed over: call again.
         """
-        left, moved = _TURN_LINES, False
-        file = self._ledger.read(files.find, batch.input_file_id)
+        left, moved = TURN_LINES, False
         permissions = Permissions.load(batch.permissions)
-        with self._storage.open(file.path if file else batch.input_file_id) as source:
+        with open_input(self._ledger, self._storage, batch) as source:
             for one in due:
                 waiting = self._ledger.read(lines.of_group, batch.id, one.group_no, limit=min(one.lines, left))
                 fed, more = self._feed_group(batch, permissions, waiting, source, one.place, purse)
@@ -100,5 +97,4 @@ def _placed(connection: Connection, batch_id: str, taken: Sequence[tuple[int, st
     batches.hold(connection, [batch_id])
     lines.place(connection, batch_id, taken)
     if bad:
-        completed, failed = lines.settle(connection, batch_id, bad)
-        batches.count(connection, batch_id, completed=completed, failed=failed)
+        lines.end(connection, batch_id, bad)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from fabric.ledger.batches import Batch
+from fabric.ledger.batches import count as count_ends
 from fabric.ledger.tables import OPEN, PLACED, UNPLACED, batch_groups, batch_lines, batches
 
 State = Literal["open", "completed", "failed", "expired", "cancelled"]
@@ -201,6 +202,14 @@ def settle(connection: Connection, batch_id: str, outcomes: Collection[Outcome])
         connection.exec_driver_sql(_in_dialect(_SETTLE, connection.dialect.name), rows)
     completed = sum(outcome.state == "completed" for outcome in changed)
     return completed, len(changed) - completed
+
+
+def end(connection: Connection, batch_id: str, outcomes: Collection[Outcome]) -> bool:
+    """The same, and the batch counts them; answers whether any line changed."""
+    completed, failed = settle(connection, batch_id, outcomes)
+    if completed or failed:
+        count_ends(connection, batch_id, completed=completed, failed=failed)
+    return bool(completed or failed)
 
 
 def close(connection: Connection, batch_id: str, state: Literal["expired", "cancelled"]) -> int:
