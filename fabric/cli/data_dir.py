@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from fabric.cli import private_file
 from fabric.contracts.errors import ConfigError
 
 _RUN_FILE = "run.json"
@@ -51,14 +51,7 @@ def hold(data_dir: Path) -> Iterator[None]:
 
 def write_run(data_dir: Path, values: dict[str, Any]) -> None:
     """Replaces ``run.json`` in one step: readers see the old one or the new one, whole."""
-    descriptor, name = tempfile.mkstemp(dir=data_dir, prefix=_RUN_FILE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(orjson.dumps(values, option=orjson.OPT_INDENT_2) + b"\n")
-        Path(name).replace(data_dir / _RUN_FILE)
-    except OSError:  # a full disk
-        Path(name).unlink(missing_ok=True)
-        raise
+    private_file.replace(data_dir / _RUN_FILE, orjson.dumps(values, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def remove_run(data_dir: Path) -> None:

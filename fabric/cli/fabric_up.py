@@ -11,7 +11,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ from fabric.cli.child import BACKOFF, Backoff, Program
 from fabric.cli.hole_watch import keep_whole
 from fabric.cli.journal import Journal
 from fabric.cli.supervisor import Supervisor
-from fabric.contracts.catalog import TIERS
+from fabric.contracts.catalog import TIERS, Deployment
 from fabric.contracts.errors import ConfigError
 from fabric.contracts.zones import WorkerKeys
 from fabric.settings import Settings
@@ -123,23 +123,26 @@ class FabricUp:
 
     def _workers(self) -> list[Program]:
         catalog = self._settings.catalog
-        return [self._program("worker", tier, name=f"worker-{tier}") for tier in TIERS if catalog.of_tier(tier)]
+        return [
+            self._program("worker", tier, name=f"worker-{tier}", given=self._zone_keys(places))
+            for tier in TIERS
+            if (places := catalog.of_tier(tier))
+        ]
 
     def _api(self) -> Program:
         # The supervisor keeps the socket open: while the API restarts, callers wait instead of being refused.
         descriptor = self._listener.fileno()
         return self._program("api", "--fd", str(descriptor), fds=(descriptor,))
 
-    def _program(self, *arguments: str, name: str = "", fds: tuple[int, ...] = ()) -> Program:
+    def _program(
+        self, *arguments: str, name: str = "", fds: tuple[int, ...] = (), given: Mapping[str, str] | None = None
+    ) -> Program:
         # A little more than the process gives itself, so that it can say what it left behind.
         grace_s, withheld = self._settings.drain_s + 5, self._withheld(*arguments)
-        given = self._zone_keys(arguments[1]) if arguments[0] == "worker" else {}
-        return Program(name or arguments[0], (*self._command, *arguments), grace_s, fds, withheld, given)
+        return Program(name or arguments[0], (*self._command, *arguments), grace_s, fds, withheld, given or {})
 
-    def _zone_keys(self, tier: str) -> dict[str, str]:
-        places = self._settings.catalog.by_deployment.values()
-        zones = {deployment.zone for deployment in places if deployment.tier == tier}
-        return {_ZONE_KEYS: WorkerKeys.of(secrets_of(self._settings), zones).dump()}
+    def _zone_keys(self, places: Iterable[Deployment]) -> dict[str, str]:
+        return {_ZONE_KEYS: WorkerKeys.of(secrets_of(self._settings), {place.zone for place in places}).dump()}
 
     def _withheld(self, program: str, tier: str = "", *_: str) -> frozenset[str]:
         """Secrets of the environment that aren't this program's: the fabric's own, keys of other tiers' places, what

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from fabric.cli import private_file
 from fabric.cli.output import json_option, print_json
 from fabric.cli.start import begin, config_option
 from fabric.contracts.errors import ConfigError
@@ -115,14 +116,10 @@ def zone_keys(config: Path | None, zones: tuple[str, ...], into: Path | None) ->
 
 
 def _replace(path: Path, text: str) -> None:
-    """For the owner alone; a reader finds the old text or the new one. Raises ``ConfigError``."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    """Raises ``ConfigError``."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        draft.replace(path)
+        private_file.replace(path, text.encode())
     except OSError as error:
         raise ConfigError(f"Can't write {path} ({error.strerror}).") from None
 
