@@ -262,7 +262,12 @@ class Runner:
         self._outbox.outcome(Outcome(job.spec.id, job.attempt, state, error=error, measures=measures, end=end))
 
     def _broken_off(self, flight: _Flight) -> Usage:
-        return _spoken(flight, waits=self._engines[flight.deployment].waits)
+        """What an answer that broke off took, as far as can be told from outside: a piece is about a token. One that
+        was stopped in its engine had its prompt there, at least, unless it only waited for its turn elsewhere."""
+        waits = self._engines[flight.deployment].waits
+        if not flight.pieces and (waits or flight.stopped is None or flight.entered is None):
+            return Usage()
+        return Usage(flight.job.spec.prompt_tokens, flight.pieces, estimated=True)
 
     def _measures(
         self, flight: _Flight, usage: Usage, first_token_s: float | None = None, engine_s: float | None = None
@@ -286,14 +291,6 @@ class Runner:
 def _machine_slots(engines: Mapping[str, Engine]) -> int:
     """What shares the machine's cost: a job that only waits takes nothing of the machine."""
     return sum(engine.slots for engine in engines.values() if not engine.waits)
-
-
-def _spoken(flight: _Flight, *, waits: bool) -> Usage:
-    """What an answer that broke off took, as far as can be told from outside: a piece is about a token. One that was
-    stopped in its engine had its prompt there, at least, unless it only waited for its turn elsewhere."""
-    if not flight.pieces and (waits or flight.stopped is None or flight.entered is None):
-        return Usage()
-    return Usage(flight.job.spec.prompt_tokens, flight.pieces, estimated=True)
 
 
 def _finish_reasons(answer: Answer, last: bytes) -> tuple[str, ...]:

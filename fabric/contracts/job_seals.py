@@ -25,10 +25,10 @@ from fabric.contracts.payload import Payload
 from fabric.contracts.sealed import Role, about
 from fabric.contracts.secret import Secrets
 from fabric.contracts.terms import HOME_ZONE
-from fabric.contracts.zones import Opener, Reader, Sender, WorkerKeys, zone_keys
+from fabric.contracts.zones import MANY_READERS, ONE_READER, Opener, Reader, Sender, WorkerKeys, zone_keys
 
 #: How every envelope of a piece begins, and no event that is written in JSON.
-SEALED_PIECE = b"\x03"
+SEALED_PIECE = ONE_READER
 
 
 class ReadingZones(NamedTuple):
@@ -123,7 +123,7 @@ class WorkerSeals:
         try:
             return self._opener.open(sealed, _of("payload", spec))
         except BrokenSeal:
-            if sealed[:1] == b"\x04" and not self._opener.reads(sealed):
+            if sealed[:1] == MANY_READERS and not self._opener.reads(sealed):
                 raise LabelForbids(
                     "The worker refused the job: its text isn't sealed for this worker's zone."
                 ) from None

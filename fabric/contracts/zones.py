@@ -41,7 +41,8 @@ from fabric.contracts.errors import BrokenSeal, ConfigError
 from fabric.contracts.secret import Secrets
 from fabric.contracts.terms import HOME_ZONE
 
-_ONE_READER, _MANY_READERS = 3, 4
+#: How envelopes begin.
+ONE_READER, MANY_READERS = b"\x03", b"\x04"
 _ID = 8
 _PUBLIC = 32
 _NONCE = 12
@@ -171,14 +172,14 @@ class Sender:
         passing = self._current()
         nonce = passing.number()
         sealed = passing.key(reader).encrypt(nonce, content, of)
-        return b"".join((b"\x03", reader.id, passing.public, nonce, sealed))
+        return b"".join((ONE_READER, reader.id, passing.public, nonce, sealed))
 
     def seal_for(self, content: bytes, of: bytes, readers: Sequence[Reader]) -> bytes:
         """For up to 255 zones."""
         passing = self._current()
         nonce = passing.number()
         key = passing.data_key(nonce)
-        parts = [bytes((_MANY_READERS, len(readers))), passing.public]
+        parts = [MANY_READERS, bytes((len(readers),)), passing.public]
         for reader in readers:
             parts += (reader.id, nonce, passing.key(reader).encrypt(nonce, key, of))
         parts.append(AESGCM(key).encrypt(_ONCE, content, of))
@@ -203,7 +204,9 @@ class Opener:
 
     def reads(self, envelope: bytes) -> bool:
         """Whether it is sealed for one of these zones."""
-        return self._wrapped(envelope) is not None if envelope[:1] == b"\x04" else envelope[1 : 1 + _ID] in self._keys
+        return (
+            self._wrapped(envelope) is not None if envelope[:1] == MANY_READERS else envelope[1 : 1 + _ID] in self._keys
+        )
 
     def open(self, envelope: bytes, of: bytes) -> bytes:
         """
@@ -211,10 +214,10 @@ class Opener:
             BrokenSeal: it isn't sealed, not for these zones, was altered, or belongs elsewhere.
         """
         try:
-            if envelope[:1] == b"\x03" and envelope[1 : 1 + _ID] in self._keys:
+            if envelope[:1] == ONE_READER and envelope[1 : 1 + _ID] in self._keys:
                 sender, nonce = envelope[1 + _ID : 1 + _ID + _PUBLIC], envelope[_ONE_HEAD - _NONCE : _ONE_HEAD]
                 return self._key(envelope[1 : 1 + _ID], sender).decrypt(nonce, envelope[_ONE_HEAD:], of)
-            if envelope[:1] == b"\x04" and (wrapped := self._wrapped(envelope)) is not None:
+            if envelope[:1] == MANY_READERS and (wrapped := self._wrapped(envelope)) is not None:
                 key_id, nonce, sealed_key = wrapped
                 key = self._key(key_id, envelope[2 : 2 + _PUBLIC]).decrypt(nonce, sealed_key, of)
                 return AESGCM(key).decrypt(_ONCE, envelope[2 + _PUBLIC + envelope[1] * _WRAPPED :], of)

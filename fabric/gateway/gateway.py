@@ -30,12 +30,13 @@ from fabric.gateway.listener import Listener
 from fabric.gateway.metrics import Metrics
 from fabric.gateway.outlook import Outlook
 from fabric.gateway.rate_headers import Throttled
+from fabric.gateway.restoring import Restoring
 from fabric.gateway.room import Room
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
 from fabric.ledger import Ledger
 from fabric.routing import policy_hash, reading_zones
-from fabric.store import AsyncStore, Command, Store
+from fabric.store import AsyncStore, Command, Store, reads
 from fabric.store.transitions import NewJob
 from fabric.trail import Trail
 
@@ -126,6 +127,11 @@ class Gateway:
             payload=self.sealed_payload(job.spec, job.payload),
             placeholders=self.seals.placeholders(job.spec, job.placeholders),
         )
+
+    async def restoring(self, tenant: str, job_id: str) -> Restoring:
+        """What redaction took out of a job's text, ready to be put back. Raises ``Unavailable``, ``BrokenSeal``."""
+        hidden = await self.ask(reads.placeholders(job_id))
+        return Restoring(self.seals.opened_placeholders(tenant, job_id, hidden))
 
     async def ask(self, command: Command[T]) -> T:
         """A call to the store that answers soon, one way or the other.

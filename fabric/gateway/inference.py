@@ -34,7 +34,6 @@ from fabric.gateway.responses import Header, JobError, send_json
 from fabric.gateway.restoring import Restoring
 from fabric.gateway.screening import screened
 from fabric.gateway.submission import idempotency_key, new_job, parsed
-from fabric.store import reads
 from fabric.store.transitions import NewJob
 
 #: How long the end of a job may come after its deadline: whoever stops it has to notice first.
@@ -177,8 +176,7 @@ class _Visit:
             listener.confirm(follow)
             return follow, False
         self._job_id = known
-        hidden = await self._gateway.ask(reads.placeholders(known))
-        self._restoring = Restoring(self._gateway.seals.opened_placeholders(self._tenant, known, hidden))
+        self._restoring = await self._gateway.restoring(self._tenant, known)
         stack.enter_context(waiters.waiting(known))
         follow = stack.enter_context(listener.follow(known, self._tenant, final_only=final_only))
         try:

@@ -11,7 +11,6 @@ from fabric.contracts.errors import FabricError, InvalidRequest
 from fabric.gateway import sse
 from fabric.gateway.gateway import Gateway
 from fabric.gateway.presence import Presence
-from fabric.gateway.restoring import Restoring
 from fabric.store import reads
 
 
@@ -30,8 +29,7 @@ class JobEvents(Response):
         newest = await gateway.ask(reads.event_count(self._job_id))
         if self._after > newest:
             raise InvalidRequest("`Last-Event-ID` must be the id of an event of this job.", param="Last-Event-ID")
-        hidden = await gateway.ask(reads.placeholders(self._job_id))
-        restoring = Restoring(gateway.seals.opened_placeholders(self._tenant, self._job_id, hidden))
+        restoring = await gateway.restoring(self._tenant, self._job_id)
         begun = False
         with (
             # A placeholder may be cut by the event that the reader has last.
