@@ -27,6 +27,6 @@ def default_model(file: Path | None) -> Model:
         tier="cpu",
         model=str(file or shipped_model()),
         context_window=_CONTEXT_WINDOW if file else _SHIPPED_CONTEXT_WINDOW,
-        capabilities=("chat", "completions", "embeddings"),
+        capabilities=("chat", "completions", "embeddings", "json_schema", "grammar", "logprobs"),
     )
     return Model(name=DEFAULT_MODEL, deployments=(deployment,))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 if TYPE_CHECKING:
@@ -120,3 +121,18 @@ def test_a_batch_can_be_cancelled(real: Fabric) -> None:
     assert batch.status == "cancelled"
     # The engine is free again.
     assert client.chat.completions.create(model="assistant", messages=ASK, max_tokens=2, timeout=60)
+
+
+def test_structured_answers_and_log_probabilities_need_no_configuration(real: Fabric) -> None:
+    class Lantern(pydantic.BaseModel):
+        lit: bool
+        oil: Literal["full", "low", "none"]
+
+    parsed = real.openai().chat.completions.parse(model="assistant", messages=ASK, response_format=Lantern, seed=1)
+    assert isinstance(parsed.choices[0].message.parsed, Lantern)
+    answer = real.openai().chat.completions.create(
+        model="assistant", messages=ASK, max_tokens=3, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in logprobs.content)
