@@ -3,7 +3,7 @@
 Only for policies that say so (``hedge: true``), for whole answers, and for one job in ten at most: when a place
 becomes slow as a whole its work must not be doubled. The second try is a job of its own, pinned to its place and
 decided as every other one: label, permissions, budgets and limits are checked again. Which of the two counts is
-settled in the store (``_prelude.lua``). What waits here is lost with the process: then a job is just not tried twice.
+settled in the store (``parts/ending.lua``). What waits here is lost with the process: such a job isn't tried twice.
 """
 
 from __future__ import annotations

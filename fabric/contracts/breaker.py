@@ -4,7 +4,7 @@
        ▲                                                                    │
        └──────────────────────────the probe succeeds────────────────────────┘
 
-The rules run inside the calls that end attempts (``fabric/store/scripts/_prelude.lua``); this is the same in
+The rules run inside the calls that end attempts (``fabric/store/scripts/parts/health.lua``); this is the same in
 Python, and the store's tests hold the two against each other. A deployment that is well has no record:
 counting begins with the first bad end.
 """

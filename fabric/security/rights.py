@@ -47,7 +47,7 @@ _RECORD = "hget hmget hset hdel hincrby hincrbyfloat exists expire"
 #: Of the broker's answers to who looks for them.
 _INDEXES = ("live", "deadlines", "delayed", "taken", "dispatched", "dead", "outrun", "lane:*", "dlq:*")
 
-#: Whoever may end a job, or send it back to the backlog: what `finish`, `requeue` and `set_down` of `_prelude.lua` do.
+#: Whoever may end a job, or send it back to the backlog: what `parts/ending.lua` does.
 _ENDS = (
     _store(_RECORD, "job:*"),
     _store("zadd zrem", *_INDEXES),

@@ -6,6 +6,7 @@ The same command runs on a blocking or an asyncio connection, alone or in a pipe
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +15,14 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+_NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)
+
 Argument = bytes | str | int | float
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script with the shared prelude in front, and its hash."""
+    """A Lua script with the parts that it needs in front, and its hash."""
 
     name: str
     source: str
@@ -28,11 +31,31 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    folder = files("fabric.store") / "scripts"
-    prelude = (folder / "_prelude.lua").read_text("utf-8")
-    body = (folder / f"{name}.lua").read_text("utf-8")
-    source = f"{prelude}local function run()\n{body}\nend\nlocal answer = run()\nwrite_gathered()\nreturn answer\n"
+    source = with_parts(_text(f"{name}.lua"))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def with_parts(body: str) -> str:
+    """What Redis gets: the body of a script behind its parts."""
+    parts = "\n".join(_text(f"parts/{part}.lua") for part in parts_of(body))
+    return f"{parts}\nlocal function run()\n{body}\nend\nlocal answer = run()\nwrite_gathered()\nreturn answer\n"
+
+
+def parts_of(text: str) -> list[str]:
+    """``core``, then what the line ``-- needs: …`` of a script or part names, each after what it needs itself.
+
+    Only these: a call of the script defines all of them anew, at a tenth of a microsecond for each function.
+    """
+    parts = ["core"]
+    if line := _NEEDS.search(text):
+        for part in line[1].split(", "):
+            found = [*parts_of(_text(f"parts/{part}.lua")), part]
+            parts += [name for name in found if name not in parts]
+    return parts
+
+
+def _text(path: str) -> str:
+    return (files("fabric.store") / "scripts" / path).read_text("utf-8")
 
 
 @dataclass(frozen=True, slots=True)

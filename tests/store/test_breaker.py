@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,6 +15,7 @@ from fabric.contracts.breaker import Breaker, End, Health, after, dump, end_of, 
 from fabric.contracts.errors import EngineError, RateLimited
 from fabric.contracts.job import JobState
 from fabric.store import Store, transitions
+from fabric.store.command import with_parts
 from fabric.store.transitions import FULL, Dispatch, Failure, Outcome
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ ENDS: tuple[End, ...] = ("good", "slow", "bad", "neutral")
 #: Opens at the third failure in a row, for good; for at once: its probe may go at once.
 FOR_GOOD, AT_ONCE = Breaker(failures=3, open_s=3_600, open_max_s=3_600), Breaker(failures=3, open_s=0.001)
 
-STEP = """
+STEP = """-- needs: health
 local h, rules = cjson.decode(ARGV[1]), cjson.decode(ARGV[2])
 for name, value in pairs(fresh()) do if h[name] == nil then h[name] = value end end
 if ARGV[3] == 'retry' then return { put_off(h, rules, tonumber(ARGV[4])), cjson.encode(h) } end
@@ -50,8 +50,7 @@ steps = st.lists(st.tuples(st.sampled_from((*ENDS, "retry")), st.integers(0, 40_
 
 @pytest.fixture
 def lua(store: Store) -> Any:
-    prelude = (files("fabric.store") / "scripts" / "_prelude.lua").read_text("utf-8")
-    script = store.redis.register_script(prelude + STEP)
+    script = store.redis.register_script(with_parts(STEP))
 
     def step(health: Health, rules: Breaker, what: str, now_ms: int, probe: bool) -> tuple[Health, int]:
         values = {name: getattr(health, name) for name in Health.__slots__}

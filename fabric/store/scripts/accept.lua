@@ -6,6 +6,7 @@
 --   what to take of rate limits ('' where there are none)
 -- Returns per job {'accepted' | 'exists' | 'conflict' | 'full', id}, {'over' | 'unready', 'BUDGET END'} or
 --   {'limited', 'OWNER KIND LIMIT MS'}, each with what is left of rate limits ('' where there are none).
+-- needs: events, backlog, budgets, limits
 local at = now_ms()
 local limit, idempotency_s = tonumber(ARGV[1]), ARGV[2]
 local live = redis.call('ZCARD', P .. 'live')

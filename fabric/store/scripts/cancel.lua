@@ -1,6 +1,7 @@
 -- Stops a job wherever it is. What runs is stopped in its engine first: the worker commits the end.
 -- ARGV: seconds a record stays, why ('cancelled' | 'expired'), error, then ids
 -- Returns per job its state after the call, 'stopping' for a running one, or '' when unknown.
+-- needs: jobs, ending
 local answers = {}
 for i = 4, #ARGV do
   local id = ARGV[i]

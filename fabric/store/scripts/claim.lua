@@ -4,6 +4,7 @@
 -- worker gets that of its tier (`fabric/contracts/payload.py`).
 -- ARGV: worker, deployment, then per job: id, attempt
 -- Returns per job {spec, payload, tries that failed at this deployment, time now} or {} when the claim is refused.
+-- needs: events
 local at = int(now_ms())
 local worker = ARGV[1]
 -- A claim is a sign of life: whoever holds jobs is in the list that the rescue looks at.

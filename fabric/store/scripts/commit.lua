@@ -2,6 +2,7 @@
 -- ARGV: seconds a record stays, rules of breakers, then per job: id, attempt, state, result, error, measures,
 --   how it ended for its deployment
 -- Returns per job 1, or 0 when refused.
+-- needs: jobs, health, ending, outrun
 local answers, at = {}, now_ms()
 for i = 3, #ARGV, 7 do
   local id = ARGV[i]
@@ -17,7 +18,4 @@ for i = 3, #ARGV, 7 do
     answers[#answers + 1] = 0
   end
 end
-keep_paces()
-keep_experience()
-keep_health()
 return answers

@@ -3,6 +3,7 @@
 --   the deployment may hold ('' for any number), decision
 -- Returns per job the attempt number; 0 when the job is no longer this scheduler's to send, -1 when the
 -- deployment is full by now, or its breaker lets nobody through: another scheduler was quicker.
+-- needs: events, jobs, health
 local now = now_ms()
 local at, lost_at = int(now), int(now + tonumber(ARGV[1]))
 local attempts, held, breaker = {}, {}, {}
@@ -41,5 +42,4 @@ for i = 2, #ARGV, 5 do
   end
   attempts[#attempts + 1] = number
 end
-keep_health()
 return attempts

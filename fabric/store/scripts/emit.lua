@@ -2,6 +2,7 @@
 -- call sent again (its answer was lost) adds nothing: a job's record names the last call that spoke.
 -- ARGV: name of the call, then per piece: id, attempt, body
 -- Returns per piece 1, or 0 when refused.
+-- needs: events
 local at, call = int(now_ms()), ARGV[1]
 local answers, speaking = {}, {}
 for i = 2, #ARGV, 3 do

@@ -1,5 +1,6 @@
 -- Jobs that were in already when a budget began to count: reserved without a limit, and settled as any other's.
 -- ARGV: the budget's name, then per job: id, the line for its charges. Returns how many count from now on.
+-- needs: budgets
 local count = 0
 local named = '\n' .. ARGV[1] .. ' '
 for i = 2, #ARGV, 2 do

@@ -1,5 +1,6 @@
 -- Jobs past their deadline: what waits ends here, what runs is stopped in its engine.
 -- ARGV: jobs at most, seconds a record stays, error
+-- needs: jobs, ending
 local at, count = int(now_ms()), 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadlines', '-inf', at, 'LIMIT', 0, ARGV[1])) do
   redis.call('ZREM', P .. 'deadlines', id)

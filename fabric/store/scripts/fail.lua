@@ -4,6 +4,7 @@
 --   delay (ms), error, its code, measures, US dollars spent, how it ended for its deployment
 --   action: 'retry' (counts), 'wait' (doesn't), 'leave' (no further try at this deployment)
 -- Returns per job 'queued', 'moving' (it waits in its tier's dead-letter queue), 'ended', or 'fenced'.
+-- needs: jobs, health, ending
 local answers, at = {}, now_ms()
 for i = 4, #ARGV, 9 do
   local id, action = ARGV[i], ARGV[i + 2]
@@ -28,5 +29,4 @@ for i = 4, #ARGV, 9 do
     answers[#answers + 1] = 'fenced'
   end
 end
-keep_health()
 return answers

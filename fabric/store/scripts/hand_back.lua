@@ -1,6 +1,7 @@
 -- A worker that leaves returns what it holds; nobody died, so nothing is counted against the jobs.
 -- ARGV: worker, error, error for a broken stream, seconds a record stays, then ids: of these jobs only, and the
 --   worker stays
+-- needs: jobs, ending
 local worker, count = ARGV[1], 0
 for i = 5, #ARGV do
   local j = load(ARGV[i])

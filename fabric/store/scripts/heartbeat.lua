@@ -3,6 +3,7 @@
 -- ARGV: worker, info, seconds the info stays, ms after a claim when an unknown job counts as forgotten,
 --   error for a forgotten job, error for a broken stream, seconds a record stays, then ids of the jobs it holds
 -- Returns {id, why} per job to stop: 'cancelled', 'expired', 'outrun', or 'lost' when it is no longer this worker's.
+-- needs: backlog, jobs, ending
 local worker = ARGV[1]
 local at = now_ms()
 redis.call('ZADD', P .. 'workers', int(at), worker)

@@ -1,6 +1,7 @@
 -- A job and its second try elsewhere (a job that was just accepted) know each other from now on.
 -- ARGV: seconds a record stays, the first job, its attempt that takes too long, the second one
 -- Returns 1, or 0 when the first job has gone on meanwhile: then the second one ends.
+-- needs: ending
 local first, second = ARGV[2], ARGV[4]
 local record = redis.call('HMGET', job_key(first), 'state', 'attempt', 'first_token_at', 'cancel', 'hedge')
 if (record[1] == 'running' or record[1] == 'dispatched') and record[2] == ARGV[3]

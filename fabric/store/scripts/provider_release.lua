@@ -2,6 +2,7 @@
 -- ARGV: deployment, seconds that it is kept whose bill a late answer goes on ('': no answer can come; 'answered': it
 --   came, and those that haven't ended stay, for it was lost on its way), then ids
 -- Returns what is known of the groups that nobody waits for by now (JSON).
+-- needs: jobs
 local key, how, left, empty = P .. 'provider:' .. ARGV[1], ARGV[2], {}, {}
 local bill_s = how ~= 'answered' and how or ''
 

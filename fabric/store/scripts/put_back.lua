@@ -1,5 +1,6 @@
 -- A scheduler returns jobs that it took and has no room for; they keep their place in time.
 -- ARGV: per job: id, lane to wait in from now on ('' for the one it came from)
+-- needs: backlog, jobs
 local count = 0
 for i = 1, #ARGV, 2 do
   local id, lane = ARGV[i], ARGV[i + 1]

@@ -1,5 +1,6 @@
 -- Windows of budgets in which the ledger knows of more than the store does.
 -- ARGV: per budget: name, window, what was spent at least. Returns how many went up.
+-- needs: budgets
 local count = 0
 for i = 1, #ARGV, 3 do
   local key = budget_key(ARGV[i], ARGV[i + 1])

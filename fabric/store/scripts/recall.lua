@@ -1,5 +1,6 @@
 -- Dispatches whose message could not be sent, or that a worker declined, go back. No blame, no delay.
 -- ARGV: error, then per job: id, attempt
+-- needs: jobs, ending
 local count = 0
 for i = 2, #ARGV, 2 do
   local j = load(ARGV[i])

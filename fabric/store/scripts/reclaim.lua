@@ -2,6 +2,7 @@
 -- were outrun, and whose workers never said what they had taken, is let go.
 -- ARGV: jobs at most, error for a lost dispatch, ms that such a worker may take
 -- Returns {dispatches reclaimed, takes reclaimed}.
+-- needs: backlog, jobs, ending, outrun
 local now, limit = now_ms(), ARGV[1]
 local at = int(now)
 local dispatched, taken = 0, 0

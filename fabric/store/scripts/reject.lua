@@ -1,5 +1,6 @@
 -- A scheduler ends taken jobs that can't run anywhere.
 -- ARGV: seconds a record stays, then per job: id, state ('failed' | 'expired' | 'dead'), error, decision
+-- needs: jobs, ending
 local count = 0
 for i = 2, #ARGV, 4 do
   local id = ARGV[i]

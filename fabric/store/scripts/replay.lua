@@ -3,6 +3,7 @@
 -- ARGV: per job: id, spec ('' for the one that it has), what to reserve of budgets ('=': the same, in the same windows),
 --   payload ('' for the one that it has).
 -- Returns per job its state after the call, 'over' or 'unready' for what stays parked by a budget, or '' when unknown.
+-- needs: events, backlog, jobs, budgets, limits
 local answers = {}
 for i = 1, #ARGV, 4 do
   local id = ARGV[i]

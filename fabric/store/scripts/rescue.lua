@@ -3,6 +3,7 @@
 -- ARGV: ms without a heartbeat, deaths that park a job, jobs at most, seconds a record stays,
 --   error for a lost worker, error for a poison job, error for a broken stream
 -- Returns {jobs sent back, jobs parked}.
+-- needs: jobs, ending
 local at, term = now_ms(), tonumber(ARGV[1])
 local sent_back, parked, budget = 0, 0, tonumber(ARGV[3])
 -- Nobody can beat while the store is away, and that is no death: after a gap between two sweeps the

@@ -2,6 +2,7 @@
 -- ARGV: oldest heartbeat that still counts (ms ago)
 -- Returns {lanes: {lane, length, due of its head}..., busy: {deployment, jobs}..., workers: {info}...,
 --   dead-letter queues: {tier, jobs}..., breakers that aren't closed: {deployment, state, open until, why}...}.
+-- needs: health
 local at = now_ms()
 local lanes, busy, workers, dlqs, breakers = {}, {}, {}, {}, {}
 for _, lane in ipairs(redis.call('SMEMBERS', P .. 'lanes')) do
