@@ -94,6 +94,38 @@ def test_numbers_move_while_one_looks(by_hand: Worker, gateway: Served, view: Vi
     assert job_id in page.content()
 
 
+def test_a_page_is_live_however_late_its_scripts_come(worker: Worker, gateway: Served, view: View) -> None:
+    viewer = view(gateway.url)
+    page = viewer.page
+    held: list[Any] = []
+    page.route("**/hx-sse.min.js", lambda route: held.append(route))
+    page.goto("/console", wait_until="commit")
+    page.wait_for_function("() => window.htmx")
+    # Timers come in order: those that htmx has set by now are over.
+    page.evaluate("() => new Promise((over) => setTimeout(() => setTimeout(over)))")
+    with page.expect_response("**/console/live"):
+        held[0].continue_()
+
+
+def test_a_page_says_that_its_stream_is_away_and_comes_back(by_hand: Worker, gateway: Served, chromium: Any) -> None:
+    """The first look fails in both ways that it can, and what the page showed stays."""
+    context = chromium.new_context(base_url=gateway.url)
+    page = context.new_page()
+    answers = [lambda route: route.abort(), lambda route: route.fulfill(status=503, body="away")]
+    page.route("**/console/live", lambda route: answers.pop(0)(route) if answers else route.continue_())
+    page.goto("/console")
+    page.wait_for_selector("#away:visible")
+    with page.expect_response(lambda answer: answer.url.endswith("/console/live") and answer.status == 200):
+        assert "Tiers side by side" in page.inner_text("#live")
+    page.wait_for_selector("#away", state="hidden")
+    by_hand.beating = False
+    submit(gateway)
+    job = by_hand.next()
+    page.wait_for_function("() => /^1/.test(document.querySelectorAll('.figure dd')[1].innerText)")
+    job.succeed()
+    context.close()
+
+
 def test_a_job_is_followed_to_its_end(by_hand: Worker, gateway: Served, view: View) -> None:
     job_id = submit(gateway)
     job = by_hand.next()

@@ -120,6 +120,19 @@ def test_the_session_ends_with_the_key(browser: httpx.Client, locked: tuple[Serv
     eventually(lambda: browser.get("/console").url.path == "/console/login")
 
 
+def test_an_open_page_leads_to_the_login_when_its_key_ends(locked: tuple[Served, str, str], chromium: Any) -> None:
+    gateway, key_id, key = locked
+    context = chromium.new_context(base_url=gateway.url)
+    page = context.new_page()
+    page.goto("/console")
+    page.get_by_label("Key").fill(key)
+    with page.expect_response("**/console/live"):
+        page.keyboard.press("Enter")
+    gateway.ledger.write(keys.revoke, gateway.settings.secrets, key_id, time.time_ns() // 1_000_000, "cli")
+    page.wait_for_url("**/console/login?**")
+    context.close()
+
+
 def test_logging_out_ends_it(browser: httpx.Client, locked: tuple[Served, str, str]) -> None:
     log_in(browser, locked[2])
     assert browser.post("/console/logout", headers=OWN).url.path == "/console/login"

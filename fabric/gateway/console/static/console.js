@@ -80,6 +80,42 @@ function submitEager(event) {
   if (event.target.matches("form[data-eager] select")) event.target.form.requestSubmit();
 }
 
+// A live page whose stream is away says so. Streams that broke off are begun again by hx-sse, ones that never began here.
+const AGAIN_MS = 2000;
+const LIVE = "hx-sse:connect";
+
+function away(is) {
+  document.getElementById("away").hidden = !is;
+}
+
+function beginAgain(place) {
+  away(true);
+  setTimeout(() => { if (place.isConnected) htmx.ajax("GET", place.getAttribute(LIVE), { source: place }); }, AGAIN_MS);
+}
+
+// An answer that isn't a stream (the store is away, say) mustn't take the page's place.
+function notAStream(event) {
+  const { ctx } = event.detail;
+  const place = ctx.sourceElement;
+  if (!place.hasAttribute(LIVE) || ctx.response.status === 401 || ctx.response.status === 200) return;
+  event.preventDefault();
+  beginAgain(place);
+}
+
+function neverBegan(event) {
+  const { sourceElement: place } = event.detail.ctx || {};
+  if (place && place.hasAttribute(LIVE)) beginAgain(place);
+}
+
+function brokeOff(event) {
+  if (event.detail.status === 401) location.reload(); // the session has ended: to the login
+  else away(true);
+}
+
+document.addEventListener("htmx:before:response", notAStream);
+document.addEventListener("htmx:error", neverBegan);
+document.addEventListener("htmx:sse:error", brokeOff);
+document.addEventListener("htmx:sse:after:connection", () => away(false));
 document.addEventListener("change", selectAll);
 document.addEventListener("change", submitEager);
 document.addEventListener("htmx:after:swap", drawAll);
