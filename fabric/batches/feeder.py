@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection
 
+from fabric.batches.budget_wait import hopeless
 from fabric.batches.cap import CapUsedUp
 from fabric.batches.input_file import open_input
 from fabric.batches.request_line import BadLine, read_line, unreadable
@@ -114,7 +115,7 @@ class Feeder:
         permissions = Permissions.load(batch.permissions)
         last, bad = batch.fed_until, list[Outcome]()
         with open_input(self._ledger, self._storage, batch) as source:
-            for call in self._handed_over(self._calls(batch, permissions, waiting, source)):
+            for call in self._handed_over(batch, self._calls(batch, permissions, waiting, source)):
                 last, bad = call.last, bad + call.bad
         return last > batch.fed_until and self._ledger.write(_fed, batch, last, bad)
 
@@ -128,8 +129,8 @@ class Feeder:
                 yield call
                 call = Call()
 
-    def _handed_over(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """The calls that the store took all of. While it takes one, the next one's lines are read."""
+    def _handed_over(self, batch: Batch, calls: Iterable[Call]) -> Iterator[Call]:
+        """The calls of which no line waits any more. While it takes one, the next one's lines are read."""
         under_way: tuple[Call, Future[bool]] | None = None
         try:
             for call in calls:
@@ -138,7 +139,7 @@ class Feeder:
                     if not taken.result():
                         return
                     yield earlier
-                under_way = call, self._hands.submit(self._accepted, call.jobs)
+                under_way = call, self._hands.submit(self._settled, batch, call)
             if under_way is not None and under_way[1].result():
                 yield under_way[0]
         finally:
@@ -214,10 +215,13 @@ class Feeder:
         call.jobs.append(job)
         call.bytes += len(job.payload)
 
-    def _accepted(self, jobs: Sequence[NewJob]) -> bool:
-        """Not if the store is full, or a budget or a limit: what was taken of these is known when they come again."""
-        answers = self._store(transitions.accept(jobs)) if jobs else []
-        return all(answer.verdict in ("accepted", "exists") for answer in answers)
+    def _settled(self, batch: Batch, call: Call) -> bool:
+        """Whether no line of it has to wait. Some do if the store is full, or a budget or a limit: what was taken of
+        these is known when they come again."""
+        answers = self._store(transitions.accept(call.jobs)) if call.jobs else []
+        ended = hopeless(self._store, batch, call.jobs, answers)
+        call.bad += ended
+        return sum(answer.verdict in ("accepted", "exists") for answer in answers) + len(ended) == len(call.jobs)
 
 
 def _fed(connection: Connection, batch: Batch, last: int, bad: Sequence[Outcome]) -> bool:

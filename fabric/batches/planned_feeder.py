@@ -8,6 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 from sqlalchemy import Connection
 
+from fabric.batches.budget_wait import hopeless
 from fabric.batches.cap import NoRoomYet, Purse
 from fabric.batches.feeder import TURN_LINES, Call, Feeder
 from fabric.batches.input_file import open_input
@@ -88,9 +89,11 @@ class PlannedFeeder(Feeder):
             for job, answer in zip(call.jobs, answers, strict=True)
             if answer.verdict in ("accepted", "exists")
         ]
-        if taken or call.bad:
-            self._ledger.write(_placed, batch.id, taken, call.bad)
-        return len(taken) + len(call.bad), len(taken) == len(call.jobs)
+        ended = hopeless(self._store, batch, call.jobs, answers)
+        bad = call.bad + ended
+        if taken or bad:
+            self._ledger.write(_placed, batch.id, taken, bad)
+        return len(taken) + len(bad), len(taken) + len(ended) == len(call.jobs)
 
 
 def _placed(connection: Connection, batch_id: str, taken: Sequence[tuple[int, str]], bad: Sequence[Outcome]) -> None:

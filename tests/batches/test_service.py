@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from fabric.batches import feeder
 from fabric.batches import service as module
 from fabric.batches.expand import Limits
-from fabric.contracts.budget import NANO
+from fabric.contracts.budget import NANO, Period, window_at
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.ids import line_job_id
 from fabric.ledger import batches, files, lines, usage
@@ -290,13 +290,13 @@ class TestExpiring:
         assert error["response"]["status_code"] == 504
 
 
-def with_ten_dollars(catalog: Catalog) -> Catalog:
-    """A dollar for each token of an answer, and a budget of ten in all."""
+def with_ten_dollars(catalog: Catalog, window: Period = "total") -> Catalog:
+    """A dollar for each token of an answer, and a budget of ten for each window."""
     models = catalog.model_dump()["models"]
     for model in models:
         for deployment in model["deployments"]:
             deployment["price"] = {"output_per_million": 1e6}
-    budget = {"name": "small", "usd": 10, "window": "total"}
+    budget = {"name": "small", "usd": 10, "window": window}
     return Catalog.model_validate({"models": models, "budgets": [budget]})
 
 
@@ -385,6 +385,31 @@ class TestFeeding:
         desk.store(transitions.cancel(ids))
         desk.drive(lambda: desk.store(reads.live_count()) == 4, service.round)
         assert desk.store(budgets.balances([("small", "total")])) == [budgets.Balance(8 * NANO, NANO)]
+
+    def test_lines_fail_when_their_budget_is_spent_until_after_their_batch(self, desk: Desk, line: Any) -> None:
+        desk.catalog = with_ten_dollars(desk.catalog)
+        desk.store(budgets.open_([budgets.Opening("small", "total", None, spent=9 * NANO)]))
+        batch_id = desk.batch([line("dear", max_tokens=2), line("cheap", max_tokens=1), line("dear too", max_tokens=3)])
+        service = desk.service()
+        desk.drive(lambda: desk.found(batch_id).failed == 2, service.round)
+        assert desk.store(reads.live_count()) == 1, "the cheap one runs"
+        desk.store(transitions.cancel([line_job_id(batch_id, 2)]))
+        recorder = desk.recorder()
+        desk.drive(lambda: desk.found(batch_id).open == 0, recorder.step)
+        desk.drive(lambda: desk.found(batch_id).status == "completed", service.round)
+        told = [error for error in desk.errors(batch_id) if error["custom_id"] != "cheap"]
+        assert {(e["error"]["code"], e["response"]["status_code"]) for e in told} == {("budget_exceeded", 402)}
+        assert "$1.000000 are left to spend" in told[0]["error"]["message"]
+
+    def test_lines_wait_for_the_next_window_where_it_begins_in_time(self, desk: Desk, line: Any) -> None:
+        desk.catalog = with_ten_dollars(desk.catalog, "day")
+        now = window_at("day", time.time_ns() // 1_000_000)
+        desk.store(budgets.open_([budgets.Opening("small", now.name, now.end_ms, spent=10 * NANO)]))
+        batch_id = desk.batch([line("dear", max_tokens=2)], window_ms=2 * 86_400_000)
+        service = desk.service()
+        desk.drive(lambda: desk.found(batch_id).status == "in_progress", service.round)
+        service.round()
+        assert (desk.found(batch_id).failed, desk.store(reads.live_count())) == (0, 0)
 
     def test_a_line_that_no_window_has_room_for_fails_and_the_others_go_on(
         self, desk: Desk, worker: Worker, line: Any
