@@ -62,12 +62,15 @@ def _add(amounts: Amounts, done: Completion) -> None:
         return
     if done.spec.hedge_of is None:  # the first job's end is counted
         amounts[f"jobs {tier} {done.deployment or NONE} {done.state}"] += 1
-    if done.attempt and done.last_try is None:
+    last_try = done.last_try
+    if done.attempt and last_try is None:
         _add_attempt(amounts, tier, done.deployment, done.state, done.measures)
     for earlier in reversed(done.earlier):
         if earlier.outcome == JobState.DEAD:  # counted with those before it when the job was parked
             break
-        _add_attempt(amounts, earlier.tier or NONE, earlier.deployment, REQUEUED, earlier.measures)
+        # The try that a job waited behind when it ended is its last one: as the ledger has it.
+        result = done.state if earlier is last_try else REQUEUED
+        _add_attempt(amounts, earlier.tier or NONE, earlier.deployment, result, earlier.measures)
     if done.dispatched_ms is None:
         return
     observe(amounts, "backlog", tier, (done.dispatched_ms - done.accepted_ms) / 1000)

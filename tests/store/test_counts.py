@@ -58,10 +58,13 @@ def test_tries_before_a_job_was_parked_were_counted_then() -> None:
 
 
 def test_a_job_that_ended_while_it_waited_for_its_next_try_had_no_further_one() -> None:
-    waited = replace(done(earlier(1, "requeued"), state="cancelled", dispatched_ms=None), attempt=1, tier=None)
+    """The try that it waited behind is its last, as in the ledger."""
+    before = earlier(1, "requeued"), earlier(2, "requeued")
+    waited = replace(done(*before, state="cancelled", dispatched_ms=None), attempt=2, tier=None)
     found = counts.tally([waited])
     assert {name: value for name, value in found.items() if name.startswith("attempts")} == {
-        "attempts gpu big requeued": 1
+        "attempts gpu big requeued": 1,
+        "attempts gpu big cancelled": 1,
     }
 
 

@@ -203,6 +203,18 @@ def test_what_it_spent_before_is_told_apart_from_its_last_attempt(jobs: Jobs, st
     assert (last["measures"]["cost_usd"], last["spent_usd"]) == (0.25, 0.25)
 
 
+def test_hours_of_machines_take_nothing_of_what_a_job_may_cost(jobs: Jobs, store: Store) -> None:
+    job = jobs.running()
+    took = Measures(engine_s=1.0, cost_usd=0.25, machine_usd=0.2).dump()
+    jobs.fail(job, measures=took, cost_usd=0.25)
+    jobs.run_again(job)
+    jobs.leave(job, measures=took, cost_usd=0.25)
+    (taken,) = drain(store)
+    assert taken.chain.spent_usd == pytest.approx(0.1)
+    store(transitions.reject([Rejection(job, JobState.DEAD, EngineError("no").info, b"{}")]))
+    assert jobs.events(job)[-1]["spent_usd"] == 0.25, "what it did cost is told whole"
+
+
 def test_small_amounts_add_up(jobs: Jobs, store: Store) -> None:
     job = jobs.running()
     jobs.fail(job, cost_usd=1.2e-05)

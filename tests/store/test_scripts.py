@@ -62,7 +62,7 @@ def test_no_two_parts_define_the_same() -> None:
 
 def test_a_part_comes_once_and_after_what_it_needs() -> None:
     assert parts_of("-- needs: outrun, ending\n") == [
-        *("core", "budgets", "events", "backlog", "jobs", "experience", "limits", "ending", "outrun")
+        *("core", "budgets", "events", "backlog", "spending", "jobs", "experience", "limits", "ending", "outrun")
     ]
 
 

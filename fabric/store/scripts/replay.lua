@@ -32,7 +32,7 @@ for i = 1, #ARGV, 4 do
     for _, field in ipairs(redis.call('HKEYS', key)) do
       if string.sub(field, 1, 8) == 'failures' then redis.call('HDEL', key, field) end
     end
-    redis.call('HDEL', key, 'deaths', 'exhausted', 'spent', 'decision', 'sent_by', 'error', 'result', 'measures',
+    redis.call('HDEL', key, 'deaths', 'exhausted', 'spent', 'machine', 'decision', 'sent_by', 'error', 'result', 'measures',
       'finished_at', 'first_token_at', 'worker', 'claimed_at', 'dispatched_at', 'deployment', 'tier')
     event(id, j.quiet, j.watchers, '{"type":"queued","at":' .. at .. '}')
     line_up(id, j.lane, j.due)

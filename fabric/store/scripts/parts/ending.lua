@@ -1,5 +1,5 @@
 -- How attempts end: with the job's outcome, back in the backlog, or in a dead-letter queue; and second tries (hedges).
--- needs: events, backlog, jobs, experience, budgets, limits
+-- needs: events, backlog, jobs, spending, experience, budgets, limits
 
 local stop, take_over, call_off -- below
 
@@ -81,7 +81,7 @@ local function requeue(id, j, o)
   local entry = attempt_json(j, 'requeued', at, o.error)
   remember(id, attempt_json(j, 'requeued', at, o.error, more_json(o.measures, redis.call('HGET', key, 'decision'))))
   redis.call('HSET', key, 'state', 'queued')
-  if o.cost and o.cost ~= '0' then redis.call('HINCRBYFLOAT', key, 'spent', o.cost) end
+  if o.cost and o.cost ~= '0' then spend(key, o.cost, o.measures) end
   redis.call('HDEL', key, 'worker', 'claimed_at', 'dispatched_at', 'deployment', 'tier')
   event(id, j.quiet, j.watchers, '{"type":"requeued","at":' .. int(at) .. ',"attempt":' .. entry .. '}')
   if o.delay_ms and o.delay_ms > 0 then

@@ -1,5 +1,5 @@
 -- A job's record: read, taken out of the indexes of its state, and its attempts.
--- needs: backlog
+-- needs: backlog, spending
 
 -- A job that goes round for hours (its broker is away) keeps its newest attempts.
 local HISTORY_BYTES = 32768
@@ -76,6 +76,6 @@ local function move_on(id, j)
   local key = job_key(id)
   local left = redis.call('HMGET', key, 'left_at', 'left_error', 'left_measures', 'decision', 'left_cost')
   remember(id, attempt_json(j, 'exhausted', left[1], left[2], more_json(left[3], left[4])))
-  if left[5] ~= '0' then redis.call('HINCRBYFLOAT', key, 'spent', left[5]) end
+  if left[5] ~= '0' then spend(key, left[5], left[3]) end
   redis.call('HDEL', key, 'left', 'left_at', 'left_error', 'left_measures', 'left_cost', 'dlq', 'worker', 'claimed_at')
 end
