@@ -13,17 +13,11 @@ import click
 import orjson
 
 from fabric.bench.runs import Run, compare, sparkline
+from fabric.bench.trend import FIGURES
+from fabric.cli import bench_trend
 from fabric.cli.output import json_option, print_json, print_table
 from fabric.contracts.errors import ConfigError
 
-_FIGURES = (
-    "first_token_p50_s",
-    "first_token_p95_s",
-    "between_tokens_p50_s",
-    "output_tokens_per_s",
-    "usd_per_million_output_tokens",
-    "error_rate",
-)
 _HEADERS = ("DEPLOYMENT", "AT ONCE", "FIRST TOKEN", "P95", "BETWEEN TOKENS", "TOKENS/S", "USD/M OUTPUT", "ERRORS")
 
 file_option = click.option(
@@ -119,19 +113,45 @@ def compare_(name: str, threshold: float, file: Path | None, as_json: bool) -> i
 
 
 @bench.command()
-@click.option("--figure", type=click.Choice(_FIGURES), default=_FIGURES[0], show_default=True)
+@click.option("--figure", type=click.Choice(FIGURES), default=FIGURES[0], show_default=True, help="Of the small chart.")
+@click.option("--deployment", help="Only this one.")
+@click.option("--workload", help="Only this one.")
+@click.option("--last", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Runs of each load.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with charts instead.")
 @file_option
-def trend(figure: str, file: Path | None) -> None:
-    """Show how a figure went over all runs."""
-    path = _folder(file) / "history.jsonl"
-    lines: dict[tuple[str, str, int], list[float]] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        run = orjson.loads(line)
-        for point in run["points"]:
-            if (value := point[figure]) is not None:
-                lines.setdefault((run["workload"], point["deployment"], point["concurrency"]), []).append(value)
-    rows = [[*key, sparkline(v), f"{min(v):.4g}", f"{max(v):.4g}", f"{v[-1]:.4g}"] for key, v in lines.items()]
-    print_table(("WORKLOAD", "DEPLOYMENT", "AT ONCE", "TREND", "LOWEST", "HIGHEST", "LATEST"), rows)
+@json_option
+def trend(
+    figure: str,
+    deployment: str | None,
+    workload: str | None,
+    last: int,
+    html: Path | None,
+    file: Path | None,
+    as_json: bool,
+) -> None:
+    """Show how the figures went from run to run."""
+    found = {
+        load: entries
+        for load, entries in sorted(bench_trend.read(_folder(file), last=last).items())
+        if deployment in (None, load.deployment) and workload in (None, load.workload)
+    }
+    if html is not None:
+        from fabric.cli.bench_page import page
+
+        html.write_text(page(found), "utf-8")
+        click.echo(f"{html} written", err=True)
+    if as_json:
+        print_json([bench_trend.dumped(load, entries) for load, entries in found.items()])
+    if html is not None or as_json:
+        return
+    if not found:
+        click.echo("No runs yet: `fabric bench run` makes one.")
+    for number, (load, entries) in enumerate(found.items()):
+        values = [value for entry in entries if (value := entry.figures[figure]) is not None]
+        line = f"   {sparkline(values)} {figure}" if values else ""
+        gap = "\n" if number else ""
+        click.echo(f"{gap}{load.workload}: {load.deployment}, {load.concurrency} at once{line}")
+        print_table([header.upper() for header in bench_trend.HEADERS], bench_trend.cells(entries))
 
 
 _OF_FINDING = ("deployment", "concurrency", "figure", "verdict")
@@ -146,7 +166,7 @@ def _percent(value: float | None) -> str | None:
 
 
 def _picked(figures: dict[str, float | None]) -> list[float | None]:
-    return [figures[name] for name in _FIGURES]
+    return [figures[name] for name in FIGURES]
 
 
 def _shown(value: float | None) -> str | None:

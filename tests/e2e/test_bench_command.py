@@ -48,7 +48,7 @@ def test_a_run_is_saved_compared_and_shown_over_time(mocked: Fabric) -> None:
     assert "first_token_s" in line and "%" in line
 
     shown = mocked.command("bench", "trend")
-    assert shown.returncode == 0 and "quick" in shown.stdout
+    assert shown.returncode == 0 and "chat: quick, 2 at once" in shown.stdout and " before " in shown.stdout
 
 
 def test_a_wrong_call_says_what_there_is(mocked: Fabric) -> None:
