@@ -285,7 +285,10 @@ def _workers(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
     served = {name for worker in workers if not worker.draining for name in worker.capacity}
     for name, deployment in settings.catalog.by_deployment.items():
         if name not in served:
-            todo = f"Start one: `fabric worker {deployment.tier}`. Jobs go to other places, or wait."
+            todo = (
+                f"Start one: `fabric worker {deployment.tier}`; one that loads shows within a minute. Jobs go to other "
+                "places, or wait."
+            )
             yield Finding("workers", "warning", f"none for {name} ({deployment.tier})", todo)
     if served:
         yield Finding("workers", "ok", f"{len(workers)} alive, for {len(served)} deployments")

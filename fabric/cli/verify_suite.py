@@ -33,9 +33,12 @@ _MARGIN = 48
 _LONGEST_CHARS = 4_000_000
 #: The status of what the caller is to blame for: here, of an option that a deployment doesn't take.
 _REFUSED = 400
+_COLOUR = "Name the colour of grass, as JSON."
+_COLOURS = ("red", "green", "blue")
+_OBJECT_TOKENS = 96
 _SCHEMA = {
     "type": "object",
-    "properties": {"colour": {"type": "string", "enum": ["red", "green", "blue"]}, "sure": {"type": "boolean"}},
+    "properties": {"colour": {"type": "string", "enum": list(_COLOURS)}, "sure": {"type": "boolean"}},
     "required": ["colour", "sure"],
     "additionalProperties": False,
 }
@@ -226,17 +229,37 @@ def _determinism(subject: Subject, memory: _Memory) -> str:
 def _json_schema(subject: Subject) -> str:
     if "json_schema" not in subject.capabilities or subject.endpoint != _CHAT:
         raise Unknown("the deployment doesn't have the capability json_schema")
-    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": _SCHEMA}}
-    said = subject.ask("Name the colour of grass, as JSON.", response_format=wanted, max_tokens=96)
+    said = subject.ask(_COLOUR, response_format=_held_to(_SCHEMA), max_tokens=_OBJECT_TOKENS)
+    if said.finish == "length":
+        return _one_word(subject)
     try:
         value = json.loads(said.text)
     except ValueError:
         raise Failed(f"the answer isn't JSON (it ended with {said.finish})") from None
     if not isinstance(value, dict) or set(value) != {"colour", "sure"}:
         raise Failed("the answer doesn't have the schema's fields")
-    if value["colour"] not in ("red", "green", "blue") or not isinstance(value["sure"], bool):
+    if value["colour"] not in _COLOURS or not isinstance(value["sure"], bool):
         raise Failed("a value isn't what the schema permits")
     return "the answer is valid"
+
+
+def _one_word(subject: Subject) -> str:
+    """JSON has room for spaces between its parts, and some models don't stop writing them: an object that was cut shows
+    nothing. In a single word there is no such room."""
+    cut = f"an object was cut after {_OBJECT_TOKENS} tokens"
+    try:
+        said = subject.ask(_COLOUR, response_format=_held_to({"type": "string", "enum": list(_COLOURS)}))
+    except FabricError as error:
+        if error.status != _REFUSED:
+            raise
+        raise Unknown(f"{cut}, and the deployment takes no schema of one word ({error.error_code})") from None
+    if said.text.strip() not in [f'"{colour}"' for colour in _COLOURS]:
+        raise Failed(f"{cut}, and an answer of one word isn't one that the schema permits")
+    return f"an answer of one word is valid; {cut}"
+
+
+def _held_to(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
 def _context_limit(subject: Subject, fill: int | None) -> str:

@@ -25,6 +25,8 @@ models:
       - {{name: fake, engine: mock, tier: cpu, options: {{tokens: 8}}}}
       - {{name: moody, engine: openai, tier: cloud, base_url: "{provider}", model: x, capabilities: [chat],
          options: {{auth: none}}}}
+      - {{name: deaf, engine: openai, tier: cloud, base_url: "{provider}", model: x, capabilities: [chat, json_schema],
+         options: {{auth: none}}}}
   - name: e
     deployments:
       - {{name: vectors, engine: llamacpp, tier: cpu, model: {model}, context_window: 512, capabilities: [embeddings]}}
@@ -126,6 +128,12 @@ def test_what_cannot_be_known_is_not_called_passed(fabric: Fabric) -> None:
     }, shown
 
 
+def test_one_that_claims_schemas_and_ignores_them_fails(fabric: Fabric) -> None:
+    """Its answers end at their limit: being cut is no excuse."""
+    _, states, shown = verify(fabric, "deaf")
+    assert states["json_schema"] == "failed", shown
+
+
 def test_embeddings_are_judged_as_embeddings(fabric: Fabric) -> None:
     status, states, shown = verify(fabric, "vectors")
     assert status == 0, shown
@@ -139,7 +147,7 @@ def test_for_people_there_is_a_table(fabric: Fabric) -> None:
 
 def test_a_deployment_that_is_not_there(fabric: Fabric) -> None:
     unknown = fabric.command("verify", "nope")
-    assert unknown.returncode == 1 and "there are: fake, good, moody, vectors" in unknown.stderr
+    assert unknown.returncode == 1 and "there are: deaf, fake, good, moody, vectors" in unknown.stderr
 
 
 def test_requests_can_be_pinned_to_a_deployment(fabric: Fabric) -> None:

@@ -20,7 +20,8 @@ from fabric.contracts.job import Endpoint, Usage
 Emit = Callable[[bytes], None]
 
 
-#: ``loading`` and ``evicted``: its model isn't in memory yet, or not any more, and comes when it is asked for.
+#: ``loading``: its model isn't in memory yet. ``evicted``: it isn't any more, and comes when it is asked for. ``away``:
+#: there is nothing that answers.
 EngineState = Literal["loaded", "loading", "evicted", "away"]
 
 

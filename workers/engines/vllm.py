@@ -18,7 +18,7 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineAway, EngineUnavailable, FabricError
 from workers.engines.api_failures import OWN_ENGINE
 from workers.engines.api_options import api_key, options_of
-from workers.engines.engine import Answer, Emit, Engine, Request
+from workers.engines.engine import Answer, Emit, Engine, EngineState, Request
 from workers.engines.http import Api
 from workers.engines.openai import OpenAICalls
 from workers.engines.vllm_load import Load, parse_load, slots_for
@@ -43,6 +43,7 @@ _STABLE_S = 120.0
 #: What a shell says to a command that isn't there or can't be run.
 _NO_COMMAND = (126, 127)
 _WRONG_ARGUMENTS = 2
+_SAID_ABOVE = "what is in its output above"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class VllmEngine(Engine):
         self._slots = self._configured
         self._link: _Link | None = None
         self._context: int | None = None
+        self._loading = False
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -75,6 +77,12 @@ class VllmEngine(Engine):
     @property
     def context(self) -> int | None:
         return self._context if self._link is not None else None
+
+    @property
+    def state(self) -> EngineState:
+        if self._link is not None:
+            return "loaded"
+        return "loading" if self._loading else "away"
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._attach() if self.deployment.base_url else self._keep_running())
@@ -133,14 +141,18 @@ class VllmEngine(Engine):
                 self._options.stop_timeout_s,
             )
             api = self._api(server.url, server.key)
+            self._loading = True
             try:
                 if await self._healthy(api, server):
+                    server.is_up()
                     log.info("%s is up after %.0f s", self._who, time.monotonic() - started)
                     await self._read_context(api)
                     self._connect(api)
                     await self._watch(api, server)
                 elif not self._up.is_set():
-                    raise self._failed_to_start(server.status) if server.exited.is_set() else self._late()
+                    raise self._failed_to_start(server) if server.exited.is_set() else self._late()
+                elif server.exited.is_set():
+                    log.error("%s isn't up again: %s", self._who, server.reason or _SAID_ABOVE)
             finally:
                 await self._disconnect(api)
                 await server.stop()
@@ -235,23 +247,25 @@ class VllmEngine(Engine):
 
     async def _disconnect(self, api: Api) -> None:
         self._link = None
+        self._loading = False
         await api.close()
 
     def _late(self) -> EngineUnavailable:
         return EngineUnavailable(f"{self._who} wasn't up in {self._options.start_timeout_s:g} s (start_timeout_s).")
 
-    def _failed_to_start(self, status: int | None) -> FabricError:
+    def _failed_to_start(self, server: VllmProcess) -> FabricError:
         name = f"Deployment {self.deployment.name!r}"
-        command = self._options.command[0]
+        command, status = self._options.command[0], server.status
         if status in _NO_COMMAND:
             return ConfigError(
                 f"{name}: there is no command {command!r} here: install vLLM (the extra `gpu`), or set "
                 "`options.command`."
             )
         if status == _WRONG_ARGUMENTS:
-            return ConfigError(f"{name}: {command} refuses its arguments; what it says is above: check `options.args`.")
+            said = server.reason or _SAID_ABOVE
+            return ConfigError(f"{name}: {command} refuses its arguments: check `options.args`. It says: {said}.")
         return EngineUnavailable(
-            f"{self._who} ended with status {status} before it was up; why is in its output above."
+            f"{self._who} ended with status {status} before it was up. It says: {server.reason or _SAID_ABOVE}."
         )
 
 

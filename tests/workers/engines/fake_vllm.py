@@ -1,7 +1,8 @@
 """Plays ``vllm serve`` as a real process: same command line, same paths, as much of its life as tests need.
 
-It writes what it was started with to ``$PLAY/starts.jsonl``, and reads from the same folder: ``exit`` (ends
-with that status at once), ``silent`` (never answers), ``metrics`` (what ``/metrics`` says).
+It writes what it was started with to ``$PLAY/starts.jsonl``, and reads from the same folder: ``words`` (said
+on standard error), ``exit`` (ends with that status at once), ``silent`` (never answers), ``metrics`` (what
+``/metrics`` says).
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def main() -> None:
     start = {"argv": sys.argv[1:], "environ": dict(os.environ), "pids": [os.getpid(), core.pid]}
     with (FOLDER / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start) + "\n")
+    if (FOLDER / "words").exists():
+        sys.stderr.buffer.write((FOLDER / "words").read_bytes())
     if (FOLDER / "exit").exists():
         sys.exit(int((FOLDER / "exit").read_text()))
     if (FOLDER / "silent").exists():

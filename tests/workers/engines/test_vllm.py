@@ -245,7 +245,10 @@ async def test_a_server_that_hangs_is_started_again(play: Play, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("status", "expected", "named"),
-    [(b"1", EngineUnavailable, "ended with status 1"), (b"2", ConfigError, "check `options.args`")],
+    [
+        (b"1", EngineUnavailable, "ended with status 1 before it was up. It says: what is in its output above"),
+        (b"2", ConfigError, "check `options.args`"),
+    ],
 )
 async def test_a_server_that_ends_before_it_is_up(
     play: Play, status: bytes, expected: type[FabricError], named: str
@@ -255,6 +258,43 @@ async def test_a_server_that_ends_before_it_is_up(
         await VllmEngine(play.deployment()).start()
     assert len(play.starts) == 1
     await until(lambda: not alive(play.starts[0]["pids"]))
+
+
+async def test_why_a_server_ended_is_told_where_its_end_is(play: Play, capfd: pytest.CaptureFixture[str]) -> None:
+    traceback = b"Traceback (most recent call last):\nValueError: no weights in org/name.\n"
+    play.say("words", traceback + b"RuntimeError: failed. See root cause above.\n")
+    play.say("exit", b"1")
+    with pytest.raises(EngineUnavailable) as caught:
+        await VllmEngine(play.deployment()).start()
+    assert caught.value.message.endswith("before it was up. It says: ValueError: no weights in org/name.")
+    assert "Traceback (most recent call last):" in capfd.readouterr().err  # all of it, for who wants to know more
+
+
+async def test_a_server_that_dies_while_it_loads_again_is_tried_on(
+    engine: VllmEngine, play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    play.say("words", b"torch.cuda.OutOfMemoryError: CUDA out of memory.\n")
+    play.say("exit", b"1")
+    os.kill(play.starts[0]["pids"][0], signal.SIGKILL)
+    await until(lambda: len(play.starts) >= 3)
+    assert engine.slots == 0
+    assert engine.state in ("loading", "away")
+    assert "isn't up again: OutOfMemoryError: CUDA out of memory" in caplog.text
+    (play.folder / "exit").unlink()
+    await until(lambda: engine.slots > 0)
+    assert engine.state == "loaded"
+
+
+async def test_one_that_is_being_loaded_is_not_called_away(play: Play) -> None:
+    play.say("silent", b"")
+    engine = VllmEngine(play.deployment())
+    starting = asyncio.create_task(engine.start())
+    await until(lambda: engine.state == "loading")
+    assert engine.slots == 0
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await engine.close()
+    assert engine.state == "away"
 
 
 async def test_a_command_that_is_not_there(play: Play) -> None:

@@ -15,7 +15,14 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from fabric.contracts.catalog import Deployment
-from fabric.contracts.errors import ContextOverflow, EngineError, EngineRejected
+from fabric.contracts.errors import (
+    ConfigError,
+    ContextOverflow,
+    EngineError,
+    EngineRejected,
+    EngineUnavailable,
+    FabricError,
+)
 from workers.engines.anthropic import AnthropicEngine
 from workers.engines.vllm import VllmEngine
 
@@ -31,16 +38,21 @@ pytestmark = [
 ]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine() -> AsyncIterator[VllmEngine]:
+def deployment(**more: Any) -> Deployment:
+    """``args``: beyond those that every server here gets."""
     options = {
         "command": ["nice", "-n", "10", str(FOLDER / "bin" / "vllm")],
-        "args": {"enforce-eager": True, "dtype": "float32", "max-num-seqs": 16},
+        "args": {"enforce-eager": True, "dtype": "float32", "max-num-seqs": 16, **more.pop("args", {})},
         "env": {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         "start_timeout_s": 400,
     }
-    values = {"engine": "vllm", "tier": "gpu", "name": "tiny", "model": str(FOLDER / "model")}
-    engine = VllmEngine(Deployment(**values, context_window=2048, options=options))
+    values = {"engine": "vllm", "tier": "gpu", "name": "tiny", "model": str(FOLDER / "model"), "context_window": 2048}
+    return Deployment(**{**values, "options": options, **more})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(deployment())
     await engine.start()
     yield engine
     await engine.close()
@@ -106,6 +118,34 @@ async def test_what_the_server_was_not_started_for_is_refused(engine: VllmEngine
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     with pytest.raises(EngineRejected):
         await run(engine)({**BODY, "tools": [tool], "tool_choice": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "named"),
+    [
+        ({"model": "no-such-org/no-such-model"}, EngineUnavailable, "It says: .*Error: .*(cached|offline|traffic)"),
+        ({"context_window": 4096}, EngineUnavailable, r"It says: .*4096.*2048"),
+        ({"args": {"no-such-switch": True}}, ConfigError, "unrecognized arguments: --no-such-switch"),
+    ],
+)
+async def test_why_it_does_not_start(more: dict[str, Any], kind: type[FabricError], named: str) -> None:
+    """A model that isn't here while Hugging Face can't be reached; a context window that the model doesn't have."""
+    with pytest.raises(kind, match=named):
+        await VllmEngine(deployment(**more)).start()
+
+
+async def test_attaching_to_one_that_runs(engine: VllmEngine, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine._link
+    api = engine._link.api
+    monkeypatch.setenv("TINY_KEY", dict(api._headers)[b"authorization"].decode().removeprefix("Bearer "))
+    attached = VllmEngine(deployment(base_url=api.place, api_key_env="TINY_KEY", options={}))
+    await attached.start()
+    assert (attached.slots, attached.context) == (512, 2048)
+    assert (await run(attached)(BODY)).body["choices"] == (await run(engine)(BODY)).body["choices"]
+    await attached.close()
+    with pytest.raises(ConfigError, match="set `context_window: 2048`"):
+        longer = deployment(base_url=api.place, api_key_env="TINY_KEY", options={}, context_window=4096)
+        await VllmEngine(longer).start()
 
 
 async def test_the_anthropic_engine_speaks_its_protocol(
