@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fabric.cli import open_files
 from fabric.cli.start import begin, config_option, host_option, port_option
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.completion import Completion
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 
 #: Options of a vLLM that the worker starts itself: they mean nothing to one that runs already.
 _FOR_A_CHILD = frozenset(("args", "command", "env", "stop_timeout_s"))
+
+#: Engines with a connection for each request in flight, and how many of these where the deployment doesn't say.
+_BEHIND_HTTP, _SLOTS = frozenset(("vllm", "openai", "anthropic")), 512
+#: What a worker has open besides: stores, brokers, logs.
+_FILES = 128
 
 #: How long the doors wait with a changed configuration file, so that no scheduler meets a job of a model that it
 #: doesn't know yet.
@@ -136,6 +142,8 @@ def worker(tier: str, config: Path | None, name: str | None, model: str | None, 
     deployments = _served(settings.catalog, tier, model)
     if engine_url:
         deployments = [_attached(deployment, engine_url) for deployment in deployments]
+    sockets = sum(deployment.slots or _SLOTS for deployment in deployments if deployment.engine in _BEHIND_HTTP)
+    open_files.warn_below(sockets + _FILES, "its deployments")
     return service.run(
         redis_url=settings.redis_url,
         broker_url=settings.broker_url,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from fabric.cli import open_files
 from fabric.cli.journal import DATE_FORMAT, FORMAT
 from fabric.settings import Settings, load
 
@@ -39,5 +40,6 @@ def begin(config: Path | None, **options: object) -> Settings:
     """
     settings = load(config, environ(**options))
     logging.basicConfig(level=settings.log_level, format=FORMAT, datefmt=DATE_FORMAT, stream=sys.stderr)
+    open_files.raise_limit()
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it would say what it imports
     return settings
