@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import logging
 import os
 import socket
 import ssl
@@ -156,6 +157,7 @@ def main() -> int:
     asked = parser.parse_args()
     if (asked.role == "worker") != (asked.tier is not None):
         parser.error("a worker has a tier, the others have none")
+    logging.disable()  # what there is to say of the settings, the processes have said
     try:
         match asked.role:
             case "api":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,19 @@ from fabric.store import embedded
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="health.py reads /proc")
 
 ROOT = Path(__file__).parents[2]
-MODELS = "models: [{name: assistant, deployments: [{engine: mock, tier: cpu}]}]\n"
+#: One model a tier. ``{url}``: of a provider on loopback; ``{vllm}``: what plays vLLM, with ``{folder}`` for its notes.
+MODELS = """
+models:
+  - {{name: assistant, deployments: [{{engine: mock, tier: cpu}}]}}
+  - name: big
+    deployments:
+      - {{engine: vllm, tier: gpu, model: org/name, options: {{command: [{python}, {vllm}], env: {{PLAY: {folder}}}}}}}
+  - name: hosted
+    deployments:
+      - {{engine: openai, tier: cloud, model: gpt, base_url: "{url}", api_key_env: OPENAI_API_KEY}}
+"""
+FAKE_VLLM = ROOT / "tests" / "workers" / "engines" / "fake_vllm.py"
+KEY = "sk-of-cloud-env"
 #: Generous: loading everything five times over takes long on a loaded machine.
 START_S = 120.0
 
@@ -45,16 +60,33 @@ class Stack:
             "FABRIC_DATA_DIR": str(self.folder / "data"),
             "FABRIC_HOST": "127.0.0.1",
             "FABRIC_PORT": str(self.port),
-            "FABRIC_ZONE_KEYS_FILE": str(self.folder / "keys" / "local" / "zone-keys"),
+            "FABRIC_ZONE_KEYS_FILE": str(self.folder / "keys" / self._zone(service) / "zone-keys"),
         }
         # On loopback nobody has to be told that there are no keys.
         given = {name: here.get(name, value) for name, value in given.items()}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FABRIC_")}
-        return {**kept, **given, "PYTHONPATH": str(ROOT)}
+        return {**kept, **given, **self._only_for(service), "PYTHONPATH": str(ROOT)}
+
+    def _zone(self, service: str) -> str:
+        """Whose keys the service's volume holds."""
+        mounts = self.compose.services[service].get("volumes", [])
+        return next((mount.removeprefix("keys-").split(":")[0] for mount in mounts if mount.endswith(":/keys:ro")), "")
+
+    def _only_for(self, service: str) -> dict[str, str]:
+        """What a container gets by a file of its own, or from the machine."""
+        files = [file["path"] for file in self.compose.services[service].get("env_file", [])]
+        lines = [line for file in files for line in (self.folder / file).read_text().splitlines()]
+        given = dict(line.split("=", 1) for line in lines)
+        if any(mount.endswith(":/run/gpus") for mount in self.compose.services[service].get("volumes", [])):
+            given |= {"GPU_LOCKS": str(self.folder / "gpus"), "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}"}
+        return given
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
         words = [word if word != "/keys" else str(self.folder / "keys") for word in self._words(service)]
-        command = [sys.executable, "-P", "-m", "fabric.cli", *words]
+        # An image's entry point is `fabric`, unless compose.yaml names another.
+        entry = self.compose.services[service].get("entrypoint", ["fabric"])
+        fabric = [sys.executable, "-P", "-m", "fabric.cli"]
+        command = [str(ROOT / "compose" / word) for word in entry if word != "fabric"] + fabric + words
         with (self.folder / f"{service}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, env=self.environ(service), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -75,7 +107,7 @@ class Stack:
     def health(self, service: str, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Runs the service's health check, of compose.yaml, as it stands there."""
         kind, python, script, *words = self.compose.services[service]["healthcheck"]["test"]
-        assert (kind, python, Path(script).name) == ("CMD", "python", "health.py")
+        assert (kind, Path(python).name, Path(script).name) == ("CMD", "python", "health.py")
         if service == "scheduler":
             # In a container there is one. Here other tests may run theirs.
             options = ("--pid", str(self.processes[service].pid), *options)
@@ -102,15 +134,51 @@ class Stack:
             process.wait()
 
 
+class Provider(BaseHTTPRequestHandler):
+    """A hosted API, as far as one request goes."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        known = self.headers["authorization"] == f"Bearer {KEY}"
+        choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
+        body = json.dumps({"choices": [choice]} if known else {"error": {"message": "no"}}).encode()
+        self.send_response(200 if known else 401)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Silent."""
+
+
 @pytest.fixture(scope="module")
-def stack(compose: Any) -> Iterator[Stack]:
+def provider() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def stack(compose: Any, provider: str) -> Iterator[Stack]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     # A unix socket's path is limited to about 100 bytes: pytest's own folders can be too deep.
     with tempfile.TemporaryDirectory(prefix="fabric-", dir="/tmp") as folder:
         stack = Stack(compose, Path(folder), port)
-        (stack.folder / "fabric.yaml").write_text(MODELS)
-        (stack.folder / "data").mkdir()
+        models = MODELS.format(python=sys.executable, vllm=FAKE_VLLM, folder=folder, url=provider)
+        (stack.folder / "fabric.yaml").write_text(models)
+        (stack.folder / "cloud.env").write_text(f"OPENAI_API_KEY={KEY}\n")
+        tool = stack.folder / "nvidia-smi"
+        tool.write_text("#!/bin/sh\necho 'GPU 0: A GPU (UUID: GPU-0)'\necho 'GPU 1: A GPU (UUID: GPU-1)'\n")
+        tool.chmod(0o755)
+        for name in ("data", "gpus"):
+            (stack.folder / name).mkdir()
         try:
             stack.start_valkey()
             assert stack.start("migrate").wait(timeout=START_S) == 0, (stack.folder / "migrate.log").read_text()
@@ -130,6 +198,26 @@ def test_what_compose_starts_answers_a_request(stack: Stack) -> None:
     answer = httpx.post(url, json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-fabric-tier"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("service", "model", "tier"), [("gpu-worker", "big", "gpu"), ("cloud-worker", "hosted", "cloud")]
+)
+def test_a_profiles_worker_joins_answers_and_leaves(stack: Stack, service: str, model: str, tier: str) -> None:
+    """With its own entry point, keys, environment file and health check."""
+    process = stack.start(service)
+    stack.until_healthy(service)
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    answer = httpx.post(f"http://127.0.0.1:{stack.port}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert (answer.headers["x-fabric-tier"], answer.json()["choices"][0]["message"]["content"]) == (tier, "Hello")
+    process.terminate()
+    assert process.wait(timeout=60) == 0, (stack.folder / f"{service}.log").read_text()
+    assert KEY not in (stack.folder / f"{service}.log").read_text()
+    if tier == "gpu":
+        [start] = map(json.loads, (stack.folder / "starts.jsonl").read_text().splitlines())
+        assert start["environ"]["CUDA_VISIBLE_DEVICES"] == "0"
+        assert not [name for name in start["environ"] if name.startswith("FABRIC_")]
 
 
 def test_a_worker_of_another_tier_is_not_this_one(stack: Stack) -> None:
