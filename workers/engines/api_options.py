@@ -80,7 +80,8 @@ class CompatibleOptions(ApiOptions):
     #: Whether streams are asked for their usage. Off for an API that refuses ``stream_options``: its
     #: streams are then billed by an estimate.
     stream_usage: bool = True
-    #: What the API calls the limit of an answer; by default what the caller called it.
+    #: What the API calls the limit of a chat's answer; by default what the caller called it, and at OpenAI's own
+    #: address ``max_completion_tokens``: its newer models refuse the other name, and its older ones know both.
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     #: Whether the reasoning of earlier turns is sent back. OpenAI's own API refuses it.
     send_reasoning: bool = False

@@ -94,7 +94,7 @@ class OpenAIEngine(Engine):
         super().__init__(deployment)
         if not deployment.model:
             raise ConfigError(f"Deployment {deployment.name!r}: `model` is missing: the provider's name of the model.")
-        options = options_of(deployment, OpenAIOptions)
+        options = hosted_options(deployment)
         self._auth = options.auth
         self._api = Api(deployment, deployment.base_url or OPENAI_URL, options, PROVIDER, gate_of(board))
         self._calls = OpenAICalls(deployment.model, self._api, options)
@@ -116,6 +116,17 @@ class OpenAIEngine(Engine):
 
     async def close(self) -> None:
         await self._api.close()
+
+
+def hosted_options(deployment: Deployment) -> OpenAIOptions:
+    """
+    Raises:
+        ConfigError: an option is unknown or wrong.
+    """
+    options = options_of(deployment, OpenAIOptions)
+    if options.max_tokens_field or (deployment.base_url or OPENAI_URL).rstrip("/") != OPENAI_URL:
+        return options
+    return options.model_copy(update={"max_tokens_field": "max_completion_tokens"})
 
 
 def authorization(deployment: Deployment, auth: str) -> dict[str, str]:

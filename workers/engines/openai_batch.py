@@ -20,11 +20,10 @@ from fabric.contracts.errors import (
     RateLimited,
 )
 from workers.engines.api_failures import PROVIDER
-from workers.engines.api_options import OpenAIOptions, options_of
 from workers.engines.asking import ErrorEvent, NotTheProtocol, json_object
 from workers.engines.engine import Answer, Request
 from workers.engines.http import Api
-from workers.engines.openai import OPENAI_URL, authorization
+from workers.engines.openai import OPENAI_URL, authorization, hosted_options
 from workers.engines.openai_wire import estimated_usage, request_body, told, whole_answer, written_tokens
 from workers.engines.provider_batch import Group, Look, Result
 
@@ -52,7 +51,7 @@ class OpenAIBatches:
         if not deployment.model:
             raise ConfigError(f"Deployment {deployment.name!r}: `model` is missing: the provider's name of the model.")
         self._deployment = deployment
-        self._options = options_of(deployment, OpenAIOptions)
+        self._options = hosted_options(deployment)
         self._api = Api(deployment, deployment.base_url or OPENAI_URL, self._options, PROVIDER)
 
     def open(self) -> None:

@@ -40,9 +40,10 @@ def request_body(
     send_reasoning: bool = True,
     defaults: dict[str, Any] | None = None,
 ) -> bytes:
-    """What is sent. ``defaults`` lie beneath the caller's fields."""
+    """What is sent. ``defaults`` lie beneath the caller's fields. ``max_tokens_field``: of chats; completions have one
+    name for it."""
     sent = {**(defaults or {}), **body, "model": model}
-    if max_tokens_field:
+    if max_tokens_field and "messages" in body:
         for name in ("max_tokens", "max_completion_tokens"):
             if name in body:
                 del sent[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from fabric import settings
 from fabric.contracts.catalog import Deployment
-from fabric.contracts.errors import ConfigError
+from fabric.contracts.errors import ConfigError, ContentRefused
 from fabric.contracts.job import Usage
 from workers.engines import build
-from workers.engines.openai import OpenAIEngine
+from workers.engines.openai import OpenAIEngine, hosted_options
+from workers.engines.openai_wire import request_body
 
 KEY = "sk-secret-4711"
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -242,6 +245,72 @@ async def test_azure_by_options(provider: Any, run: Any, monkeypatch: pytest.Mon
     assert received.path == "/openai/deployments/mine/completions?api-version=2024-10-21"
     assert received.headers["api-key"] == KEY
     assert "authorization" not in received.headers
+
+
+async def test_azures_streams_and_filters(
+    start_provider: Callable[..., Awaitable[Any]], run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They begin with what was found in the prompt, and say of each piece what was found in it."""
+    monkeypatch.setenv("BIG_KEY", KEY)
+    found = {"hate": {"filtered": False, "severity": "safe"}}
+    head = {**chunk(None), "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": found}]}
+    said = chunk({"content": "Hello"})
+    said["choices"][0]["content_filter_results"] = found
+
+    async def play(received: Any, wire: Any) -> None:
+        if "bad" in received.json["messages"][0]["content"]:
+            inner = {"code": "ResponsibleAIPolicyViolation", "content_filter_result": found}
+            error = {"message": "filtered", "code": "content_filter", "param": "prompt", "innererror": inner}
+            await wire.json({"error": error}, 400)
+        else:
+            await wire.events([head, said, chunk({}, "stop"), chunk(None, usage=USAGE), b"[DONE]"])
+
+    provider = await start_provider(play)
+    url = provider.url.replace("/v1", "/openai/v1")
+    azure = OpenAIEngine(deployment(url, options={"auth": "api-key"}))
+    await azure.start()
+    streamed = run(azure)
+    answer = await streamed(MESSAGES, stream=True)
+    with pytest.raises(ContentRefused):
+        await run(azure)({"messages": [{"role": "user", "content": "bad"}]})
+    await azure.close()
+
+    assert provider.received[0].path == "/openai/v1/chat/completions"
+    assert answer.usage == Usage(input_tokens=9, output_tokens=5, cached_input_tokens=4, reasoning_tokens=2)
+    chunks = [orjson.loads(one) for one in streamed.chunks]
+    assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == "Hello"
+    assert all(found not in one.values() and "content_filter_results" not in one["choices"][0] for one in chunks)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "expected"),
+    [
+        (None, {}, "max_completion_tokens"),  # OpenAI's newer models refuse the other name
+        ("https://api.openai.com/v1/", {}, "max_completion_tokens"),
+        ("https://api.openai.com/v1", {"max_tokens_field": "max_tokens"}, "max_tokens"),
+        ("https://api.groq.com/openai/v1", {}, None),
+    ],
+)
+def test_the_limit_of_an_answer_has_the_name_that_the_api_knows(
+    url: str | None, options: dict[str, str], expected: str | None
+) -> None:
+    assert hosted_options(deployment(url, options=options)).max_tokens_field == expected
+    sent = orjson.loads(request_body({"messages": [], "max_tokens": 5}, "m", max_tokens_field=expected))
+    assert sent == {"messages": [], "model": "m", expected or "max_tokens": 5}
+    # Completions have one name for it.
+    sent = orjson.loads(request_body({"prompt": "x", "max_tokens": 5}, "m", max_tokens_field=expected))
+    assert sent == {"prompt": "x", "model": "m", "max_tokens": 5}
+
+
+def test_the_recipes_of_the_documentation_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "hosted-apis.md").read_text("utf-8")
+    recipes = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        (tmp_path / "fabric.yaml").write_text(recipe)
+        for place in settings.load(tmp_path / "fabric.yaml", {}).catalog.by_deployment.values():
+            monkeypatch.setenv(place.api_key_env or "", KEY)
+            assert build(place).slots > 0
 
 
 async def test_options_shape_the_request(provider: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
