@@ -16,6 +16,7 @@ import orjson
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineAway, EngineUnavailable, FabricError
+from fabric.fit.memory import gpu_memory
 from workers.engines.api_failures import OWN_ENGINE
 from workers.engines.api_options import api_key, options_of
 from workers.engines.engine import Answer, Emit, Engine, EngineState, Request
@@ -24,6 +25,7 @@ from workers.engines.openai import OpenAICalls
 from workers.engines.vllm_load import Load, parse_load, slots_for
 from workers.engines.vllm_options import VllmOptions, check, serve_command
 from workers.engines.vllm_process import VllmProcess
+from workers.engines.vllm_room import check_room
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,8 @@ class VllmEngine(Engine):
         return "loading" if self._loading else "away"
 
     async def start(self) -> None:
+        if not self.deployment.base_url:
+            await asyncio.to_thread(check_room, self.deployment, self._options, gpu_memory())
         self._keeper = asyncio.create_task(self._attach() if self.deployment.base_url else self._keep_running())
         up = asyncio.create_task(self._up.wait())
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -12,6 +13,7 @@ from workers.engines.api_options import CompatibleOptions, Seconds
 
 Arg = bool | int | float | str
 Word = Annotated[str, Field(min_length=1)]
+Args = tuple[str, ...] | dict[Word, Arg | tuple[Arg, ...]]
 
 #: Written by the engine.
 _OWN_ARGS = frozenset(("host", "port", "uds", "model", "served-model-name", "api-key", "ssl-keyfile", "root-path"))
@@ -26,7 +28,7 @@ class VllmOptions(CompatibleOptions):
     send_reasoning: bool = True
     #: Arguments of ``vllm serve``: as a list, word for word, or by name: ``{max-model-len: 8192}``;
     #: ``true`` for a switch, ``false`` for its ``--no-`` form, a list for several values.
-    args: tuple[str, ...] | dict[Word, Arg | tuple[Arg, ...]] = ()
+    args: Args = ()
     #: How vLLM is called here. A bare name is looked for in the worker's own environment first, then on the PATH.
     command: tuple[Word, ...] = Field(("vllm",), min_length=1)
     #: Environment variables on top of the worker's own.
@@ -40,9 +42,7 @@ class VllmOptions(CompatibleOptions):
 
     @field_validator("args")
     @classmethod
-    def _no_own_args(
-        cls, args: tuple[str, ...] | dict[str, Arg | tuple[Arg, ...]]
-    ) -> tuple[str, ...] | dict[str, Arg | tuple[Arg, ...]]:
+    def _no_own_args(cls, args: Args) -> Args:
         for name in _names(args):
             if name in _OWN_ARGS:
                 raise ValueError(f"`{name}` is written by the fabric")
@@ -83,10 +83,27 @@ def serve_command(deployment: Deployment, options: VllmOptions, port: int) -> li
     return command + (_words(options.args) if isinstance(options.args, dict) else list(options.args))
 
 
+def argument(args: Args, name: str) -> str | None:
+    """The value that ``args`` give an argument, the last one where there are several; ``None`` where they don't."""
+    if isinstance(args, dict):
+        found = [value for key, value in args.items() if _plain(key) == name]
+        return str(found[-1]) if found else None
+    value = None
+    for word, after in zip(args, (*args[1:], ""), strict=False):
+        if word.startswith("--") and _plain(word.partition("=")[0]) == name:
+            value = word.partition("=")[2] or after
+    return value
+
+
+def is_plain(args: Args) -> bool:
+    """Whether ``argument`` sees all of them: none is given by a letter (``-tp 2``)."""
+    return isinstance(args, dict) or not any(re.match(r"-[a-z]", word) for word in args)
+
+
 def _words(args: dict[str, Arg | tuple[Arg, ...]]) -> list[str]:
     words = []
     for name, value in args.items():
-        plain = name.removeprefix("--").replace("_", "-")
+        plain = _plain(name)
         if isinstance(value, bool):
             words.append(f"--{plain}" if value else f"--no-{plain}")
         else:
@@ -94,7 +111,11 @@ def _words(args: dict[str, Arg | tuple[Arg, ...]]) -> list[str]:
     return words
 
 
-def _names(args: tuple[str, ...] | dict[str, Arg | tuple[Arg, ...]]) -> list[str]:
+def _names(args: Args) -> list[str]:
     """The arguments' names as vLLM's documentation has them: ``max-model-len``."""
     named = args if isinstance(args, dict) else (word for word in args if word.startswith("--"))
-    return [name.removeprefix("--").partition("=")[0].replace("_", "-") for name in named]
+    return [_plain(name.partition("=")[0]) for name in named]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("--").replace("_", "-")
