@@ -9,19 +9,17 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from fabric.cli import checkup_places
+from fabric.cli.finding import Finding
 from fabric.cli.listen import any_keys, guarded
 from fabric.cli.on_ledger import has_tables, quiet
-from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import FabricError, where
 from fabric.contracts.tls import distrust
 from fabric.settings import Settings, load
-
-Level = Literal["ok", "warning", "error"]
 
 #: Less free disk than this, in bytes, is soon none: the store's log and the ledger grow with every job.
 _LITTLE_DISK = 2**30
@@ -30,19 +28,6 @@ _SKEW_S = 1.0
 _ANSWER_S = 3
 _REDIS, _VALKEY = (7, 0), (7, 2)
 _GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """``todo``: what to do about it, where there is something to do."""
-
-    part: str
-    level: Level
-    said: str
-    todo: str = ""
-
-    def asdict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def examine(config: Path | None, given: Mapping[str, str]) -> list[Finding]:
@@ -228,51 +213,9 @@ def _ledger(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("ledger", "error", f"{kind}: its tables are those of {now}", todo)
 
 
-def _models(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
-    for model in settings.catalog.models:
-        for deployment in model.deployments:
-            if deployment.engine == "llamacpp":
-                yield _file(deployment)
-            elif deployment.api_key_env or deployment.api_key_file:
-                yield _key(deployment, given)
-
-
-def _file(deployment: Deployment) -> Finding:
-    from fabric.fit.estimate import estimate
-    from fabric.fit.gguf import read_model
-    from fabric.fit.gguf_shape import gguf_shape
-    from fabric.fit.llamacpp import LlamaCpp
-    from fabric.fit.memory import available_memory
-    from fabric.fit.need import Ask
-
-    part = f"deployment {deployment.name}"
-    file = Path(deployment.model)
-    try:
-        shape = gguf_shape(read_model(file))
-    except FabricError as error:
-        return Finding(part, "error", f"{file} can't be used", error.message)
-    ask = Ask(deployment.context_window, deployment.slots or 1, "f16", "f16")
-    found = estimate(LlamaCpp(shape), ask, available_memory(), shape.trained_context)
-    said = f"{file.name} needs {found.need.total / _GIB:.2f} GiB of {found.have / _GIB:.1f}"
-    if found.fits:
-        return Finding(part, "ok", said)
-    return Finding(part, "error", said, f"{found.advice} `fabric fit {file}` shows each part.")
-
-
-def _key(deployment: Deployment, given: Mapping[str, str]) -> Finding:
-    part = f"deployment {deployment.name}"
-    if deployment.api_key_env:
-        if given.get(deployment.api_key_env):
-            return Finding(part, "ok", f"its key is in {deployment.api_key_env}")
-        todo = f"Set {deployment.api_key_env} where its worker runs; here it may be missing on purpose."
-        return Finding(part, "warning", "its key isn't in this environment", todo)
-    file = Path(deployment.api_key_file or "").expanduser()
-    if not file.is_file() or not os.access(file, os.R_OK):
-        todo = "Put it there where its worker runs; here it may be missing on purpose."
-        return Finding(part, "warning", f"its key isn't in {file}", todo)
-    if stat.S_IMODE(file.stat().st_mode) & 0o077:
-        return Finding(part, "warning", f"others can read its key in {file}", f"chmod 600 {file}")
-    return Finding(part, "ok", f"its key is in {file}")
+def _places(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
+    for deployment in settings.catalog.by_deployment.values():
+        yield from checkup_places.look(deployment, given)
 
 
 def _workers(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
@@ -308,6 +251,6 @@ _CHECKS: dict[str, _Check] = {
     "store": _store,
     "broker": _broker,
     "ledger": _ledger,
-    "models": _models,
+    "deployments": _places,
     "workers": _workers,
 }

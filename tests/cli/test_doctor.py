@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import redis
 from fabric.cli.entry import run
 from fabric.contracts.worker import WorkerInfo
 from fabric.ledger import upgrade
+from fabric.settings.defaults import shipped_model
 from fabric.settings.secret import secrets_of
 from fabric.settings.settings import Settings
 from fabric.store import Store, transitions
@@ -201,6 +203,36 @@ models:
     assert "chmod 600" in of(findings, "deployment shown", "warning")[0]["todo"]
     assert [f["said"] for f in of(findings, "configuration", "warning")] == ["no price is known of set"]
     assert "hush-hush" not in json.dumps(findings)
+
+
+def test_deployments_are_judged_as_their_workers_would(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shipped_model()
+    (tmp_path / "fabric.yaml").write_text(f"""
+models:
+  - name: assistant
+    deployments:
+      - {{engine: llamacpp, tier: cpu, name: fits, model: {model}, context_window: 512, slots: 2}}
+      - {{engine: llamacpp, tier: cpu, name: long, model: {model}, context_window: 65536}}
+      - {{engine: llamacpp, tier: cpu, name: wide, model: {model}, context_window: 1024, slots: 60000}}
+      - {{engine: llamacpp, tier: cpu, name: misspelt, model: {model}, options: {{thread: 2}}}}
+      - {{engine: vllm, tier: gpu, name: nowhere, model: org/name, options: {{command: [/nowhere/vllm]}}}}
+      - {{engine: vllm, tier: gpu, name: here, model: org/name, options: {{command: [{sys.executable}]}}}}
+      - {{engine: vllm, tier: gpu, name: told, model: org/name, options: {{args: {{port: 1}}}}}}
+      - {{engine: openai, tier: cloud, name: hosted, model: gpt-4o, api_key_env: A_KEY, options: {{proxy: "socks5://x"}}}}
+""")
+    monkeypatch.setenv("A_KEY", "hush-hush")
+    status, findings = doctor()
+    assert status == 1
+    assert "for 2 slots of 512 tokens" in of(findings, "deployment fits", "ok")[0]["said"]
+    assert "longer ones are refused" in of(findings, "deployment long", "warning")[0]["todo"]
+    assert "set `slots: " in of(findings, "deployment wide", "error")[0]["todo"]
+    assert "no option `thread`" in of(findings, "deployment misspelt", "error")[0]["todo"]
+    assert "the extra `gpu`" in of(findings, "deployment nowhere", "warning")[0]["todo"]
+    assert sys.executable in of(findings, "deployment here", "ok")[0]["said"]
+    assert "`port` is written by the fabric" in of(findings, "deployment told", "error")[0]["todo"]
+    assert "`options.proxy` is wrong" in of(findings, "deployment hosted", "error")[0]["todo"]
 
 
 def test_a_secret_that_others_can_read(doctor: Doctor, tmp_path: Path) -> None:
