@@ -74,11 +74,11 @@ def declare(channel: Any, deployment: Deployment) -> None:
     queue(deployment)(channel).declare()
 
 
-def limit_waiting(connection: Connection) -> None:
+def limit_waiting(connection: Connection, seconds: float = TIMEOUT_S) -> None:
     """RabbitMQ may leave a question unanswered for ever; its client would wait as long."""
     sock = _socket(connection)
     if sock is not None:
-        sock.settimeout(TIMEOUT_S)
+        sock.settimeout(seconds)
 
 
 def _socket(connection: Connection) -> socket.socket | None:

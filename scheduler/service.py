@@ -13,6 +13,7 @@ from fabric.contracts.catalog import TIERS, Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.store import Store
 from fabric.store.reads import WAKE
+from scheduler.broker_watch import BrokerWatch
 from scheduler.dead_messages import DeadMessages
 from scheduler.duties import run_duties
 from scheduler.hedging import Hedges
@@ -51,6 +52,8 @@ def run(
     dead = threading.Thread(target=_dead_messages, args=(broker_url, redis_url, catalog, stop), daemon=True)
     if not is_redis(broker_url):
         dead.start()
+    watching = threading.Thread(target=_watch_broker, args=(broker_url, redis_url, stop), name="broker", daemon=True)
+    watching.start()
     hedges = Hedges(hedges_store)
     loop = Loop(store, sender, catalog, hedges.consider)
     hedging = threading.Thread(target=hedges.run, args=(stop,), name="hedges", daemon=True)
@@ -63,6 +66,7 @@ def run(
         hedges.wake()
         duties.join(timeout=2)
         hedging.join(timeout=2)
+        watching.join(timeout=2)
         if dead.ident is not None:
             dead.join(timeout=2)
         sender.close()
@@ -77,6 +81,12 @@ def _dead_messages(broker_url: str, redis_url: str, catalog: Catalog, stop: thre
     store = Store(redis_url)
     tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
     DeadMessages(make_app(broker_url), store, tiers).run(stop)
+    store.close()
+
+
+def _watch_broker(broker_url: str, redis_url: str, stop: threading.Event) -> None:
+    store = Store(redis_url)
+    BrokerWatch(make_app(broker_url), store).run(stop)
     store.close()
 
 

@@ -22,6 +22,7 @@ from fabric.contracts.job_seals import HomeSeals
 from fabric.contracts.sealed import Seals
 from fabric.gateway import rate_headers
 from fabric.gateway.admission import Shadows
+from fabric.gateway.broker import Broker
 from fabric.gateway.configuration import Configuration
 from fabric.gateway.intake import Intake
 from fabric.gateway.keyring import Keyring
@@ -62,6 +63,7 @@ class Gateway:
             self.store, self.metrics, self._sealed, live_limit=settings.live_limit, timeout_s=settings.store_timeout_s
         )
         self.room = Room(settings.disk)
+        self.broker = Broker(self.store)
         self.outlook = Outlook(self)
         self.shadows = Shadows(self.intake)
         self.waiters = Waiters(self.store, self.listener.channel, return_s=settings.return_s)
@@ -85,6 +87,7 @@ class Gateway:
             asyncio.create_task(self.keyring.run(), name="keyring"),
             asyncio.create_task(self.configuration.run(), name="configuration"),
             asyncio.create_task(self.room.run(), name="room"),
+            asyncio.create_task(self.broker.run(), name="broker"),
         ]
         try:
             yield
@@ -106,6 +109,7 @@ class Gateway:
     async def accept(self, job: NewJob, scope: Scope) -> str:
         """As ``Intake.accept``, and the answer to the request tells of rate limits. The id of the job."""
         self.room.check()
+        self.broker.check()
         try:
             accepted = await self.intake.accept(job)
         except Throttled as error:

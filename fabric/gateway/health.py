@@ -45,9 +45,9 @@ async def live() -> Response:
     openapi_extra=describe.FOR_ALL,
 )
 async def ready(gateway: Here) -> Response:
-    """The store answers, its events arrive, and the ledger answers."""
+    """The store answers, its events arrive, the ledger answers, and no scheduler says that the broker is away."""
     store, ledger = await asyncio.gather(_works(gateway.ask(reads.ping())), _works(gateway.ledger.ping()))
-    up = {"store": store, "events": gateway.listener.subscribed, "ledger": ledger}
+    up = {"store": store, "events": gateway.listener.subscribed, "ledger": ledger, "broker": not gateway.broker.away}
     parts = {name: "ok" if works else "away" for name, works in up.items()}
     if all(up.values()):
         return Json({"status": "ok", "parts": parts})

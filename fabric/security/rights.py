@@ -95,6 +95,7 @@ _GATEWAY = (
     _store("hgetall", "totals", "minute:*", "label_blocks", "hedges", "fallbacks", "budget_warnings"),
     _store("get lrange llen", "fenced", "bad-messages", "bad-messages:count"),
     _store("lpush", "batches:wake"),
+    _store("mget", "broker:works", "broker:away"),
     _store("hget hset", "audit:head"),
     Grant("subscribe unsubscribe psubscribe punsubscribe", channels="fabric:gateway:*"),
     Grant("info"),
@@ -112,6 +113,7 @@ _SCHEDULER = (
     _store("zrem", "workers"),
     _store("hmget hset", "sweep"),
     _store("hexists", "provider:*"),
+    _store("set", "broker:works", "broker:away"),
     _store("lpush ltrim incr", "bad-messages", "bad-messages:count"),
     Grant("info"),
     # It sends, and reads no queue.

@@ -6,6 +6,7 @@ failures into ``Unavailable``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -89,6 +90,7 @@ class AsyncStore:
 
     async def __call__(self, command: Command[T]) -> T:
         """Raises ``Unavailable`` as ``Store`` does."""
+        cancelled = _cancelled()
         try:
             try:
                 answer = await self.redis.execute_command(*command.args)
@@ -99,6 +101,8 @@ class AsyncStore:
                 answer = await self.redis.execute_command(*command.args)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
+        finally:
+            _not_in_vain(cancelled)
         return command.parse(answer)
 
     async def all(self, commands: Iterable[Command[T]]) -> list[T]:
@@ -107,11 +111,31 @@ class AsyncStore:
         pipeline = self.redis.pipeline(transaction=False)
         for command in asked:
             pipeline.execute_command(*command.args)
+        cancelled = _cancelled()
         try:
             answers = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
+        finally:
+            _not_in_vain(cancelled)
         return [command.parse(answer) for command, answer in zip(asked, answers, strict=True)]
 
     async def close(self) -> None:
         await self.redis.aclose()
+
+
+def _cancelled() -> int:
+    """How often the running task was cancelled and has not made good for it."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _not_in_vain(before: int) -> None:
+    """redis-py sends under ``asyncio.wait_for``, which in Python 3.11 forgets that it was cancelled when what it waits
+    for is done in the same turn: a task that calls the store again and again would go on for ever.
+
+    Raises:
+        CancelledError: that happened since ``before``.
+    """
+    if _cancelled() > before:
+        raise asyncio.CancelledError

@@ -88,7 +88,8 @@ class TestWorkers:
 class TestHealth:
     def test_ready(self, http: httpx.Client) -> None:
         answer = http.get("/health/ready")
-        assert answer.json() == {"status": "ok", "parts": {"store": "ok", "events": "ok", "ledger": "ok"}}
+        parts = {"store": "ok", "events": "ok", "ledger": "ok", "broker": "ok"}
+        assert answer.json() == {"status": "ok", "parts": parts}
 
     def test_a_store_that_is_away(self, http: httpx.Client, valkey: Valkey, gateway: Served) -> None:
         valkey.kill()
@@ -108,7 +109,7 @@ class TestHealth:
         monkeypatch.setattr(gateway.inside.ledger._ledger, "engine", nowhere)
         answer = http.get("/health/ready")
         assert answer.status_code == 503
-        assert answer.json()["parts"] == {"store": "ok", "events": "ok", "ledger": "away"}
+        assert answer.json()["parts"] == {"store": "ok", "events": "ok", "ledger": "away", "broker": "ok"}
         listed = http.get("/v1/batches")
         assert (listed.status_code, listed.headers["retry-after"]) == (503, "1")
 

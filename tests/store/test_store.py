@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis.asyncio
 
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.job import JobSpec, JobState
@@ -93,3 +95,60 @@ def test_every_script_ships_with_the_package() -> None:
     here = Path(__file__).parents[2] / "fabric" / "store" / "scripts"
     assert {"accept.lua", "commit.lua"} <= set(names)
     assert {name for name in names if name.endswith(".lua")} == {file.name for file in here.glob("*.lua")}
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+async def test_a_task_that_is_cancelled_in_the_moment_of_sending_ends(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """What sends is done in the same turn: there ``asyncio.wait_for`` of Python 3.11 forgets the cancellation."""
+    asynchronous = AsyncStore(valkey.url)
+    await asynchronous(reads.ping())
+    sent, ready = redis.asyncio.connection.AbstractConnection._send_packed_command, asyncio.Event()
+    task: asyncio.Task[None] | None = None
+
+    async def cancelled_meanwhile(*arguments: Any) -> None:
+        await sent(*arguments)
+        if ready.is_set() and task is not None:
+            ready.clear()
+            task.cancel()
+
+    async def for_ever() -> None:
+        while True:
+            if many:
+                await asynchronous.all([reads.ping()])
+            else:
+                await asynchronous(reads.ping())
+
+    monkeypatch.setattr(redis.asyncio.connection.AbstractConnection, "_send_packed_command", cancelled_meanwhile)
+    task = asyncio.create_task(for_ever())
+    ready.set()
+    await asyncio.wait([task], timeout=10)
+    ended = task.cancelled()
+    monkeypatch.undo()
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+    assert ended
+    assert await asynchronous(reads.ping()), "others go on"
+    await asynchronous.close()
+
+
+async def test_who_was_cancelled_before_may_still_tidy_up(valkey: Valkey) -> None:
+    asynchronous = AsyncStore(valkey.url)
+    begun, tidied = asyncio.Event(), []
+
+    async def work() -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            tidied.append(await asynchronous(reads.ping()))
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await asynchronous.close()
+    assert tidied == [True]
+    assert task.cancelled()
