@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fabric.batches.sealed_file import SealedWriter, sealed_reader
-from fabric.contracts.errors import NotFound, TooLarge
+from fabric.contracts.errors import NotFound, TooLarge, Unavailable
 from fabric.contracts.ids import is_id
 from fabric.contracts.sealed import Seals
 
 _WRITE_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _PARTIAL = ".partial-"
+#: A disk that is full has room again when somebody has made some.
+_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,16 @@ class Storage:
 
         Raises:
             TooLarge: more than ``limit_bytes``.
+            Unavailable: the disk doesn't take it.
         """
+        try:
+            return await self._save(file_id, chunks, limit_bytes)
+        except OSError as error:
+            raise Unavailable(
+                f"The files directory can't be written ({error.strerror}); try again.", retry_after_s=_AGAIN_S
+            ) from None
+
+    async def _save(self, file_id: str, chunks: AsyncIterable[bytes], limit_bytes: int) -> Stored:
         counter = LineCounter()
         size = 0
         with self.draft(file_id) as draft:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fabric.batches.storage import LineCounter, Storage
-from fabric.contracts.errors import NotFound, TooLarge
+from fabric.contracts.errors import NotFound, TooLarge, Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.sealed import Seals
 from fabric.contracts.secret import Secrets
+
+if TYPE_CHECKING:
+    from tests.conftest import SmallDisk
 
 
 @pytest.fixture
@@ -44,6 +48,19 @@ async def test_too_large_leaves_nothing(storage: Storage) -> None:
     with pytest.raises(TooLarge):
         await storage.save(new_id("file"), pieces(b"x" * 60, b"x" * 60), limit_bytes=100)
     assert names(storage) == []
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000], ids=["small", "large"])
+async def test_a_full_disk_is_said_so_and_leaves_nothing(small_disk: SmallDisk, size: int) -> None:
+    """However late it is noticed: a small file is written when it is closed."""
+    storage = Storage(small_disk.folder / "files", Seals(Secrets(["s" * 32])))
+    small_disk.fill()
+    with pytest.raises(Unavailable, match="can't be written \\(No space left on device\\)") as caught:
+        await storage.save(new_id("file"), pieces(b"x" * size), limit_bytes=10_000_000)
+    assert caught.value.retry_after_s
+    assert names(storage) == []
+    small_disk.free()
+    assert (await storage.save(new_id("file"), pieces(b"x" * size), limit_bytes=10_000_000)).bytes == size
 
 
 def test_a_writer_that_fails_leaves_nothing(storage: Storage) -> None:
