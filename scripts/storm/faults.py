@@ -18,6 +18,8 @@ from storm.values import Death, Probe
 
 #: An outage of the store shorter than this isn't looked at from the door.
 _LOOK_AT_S = 3.0
+#: After how much of an outage the door is looked at. Of RabbitMQ it hears from schedulers, who wait for a frozen one.
+_STORE_GONE_S, _BROKER_GONE_S, _BROKER_FROZEN_S = 0.5, 4.0, 8.0
 _PROBE_S = 6.0
 _GIANT = 24_000_000
 _WRITES_S = 20.0
@@ -91,7 +93,11 @@ class Injector:
         assert rabbitmq is not None
         async with self._one_at_a_time:
             rabbitmq.kill()
-            await asyncio.sleep(fault.for_s)
+            # While other things are broken, too, those who could tell the door may be away.
+            if fault.alone:
+                await self._outage(max(_LOOK_AT_S, fault.for_s), _BROKER_GONE_S)
+            else:
+                await asyncio.sleep(fault.for_s)
             await asyncio.to_thread(rabbitmq.start)
             self.backs.append(_now_ms())
 
@@ -104,7 +110,10 @@ class Injector:
             assert self._stage.rabbitmq is not None
             assert self._stage.rabbitmq.process is not None
             async with self._frozen(self._stage.rabbitmq.process.pid):
-                await asyncio.sleep(fault.for_s)
+                if fault.alone and fault.for_s > _BROKER_FROZEN_S:
+                    await self._outage(fault.for_s, _BROKER_FROZEN_S)
+                else:
+                    await asyncio.sleep(fault.for_s)
 
     async def _freeze_process(self, fault: Fault) -> None:
         async with self._frozen(self._stage.processes[fault.target].popen.pid):
@@ -191,15 +200,15 @@ class Injector:
         finally:
             self._stage.jump(0)
 
-    async def _outage(self, seconds: float) -> None:
-        """Of the store: the door is looked at meanwhile. It lasts until the door has answered."""
+    async def _outage(self, seconds: float, look_after_s: float = _STORE_GONE_S) -> None:
+        """Of the store or the broker: the door is looked at meanwhile. It lasts until the door has answered."""
         if seconds < _LOOK_AT_S or self._stage.processes["api"].popen.poll() is not None:
             await asyncio.sleep(seconds)
             return
-        await asyncio.gather(asyncio.sleep(seconds), self._look_at_door())
+        await asyncio.gather(asyncio.sleep(seconds), self._look_at_door(look_after_s))
 
-    async def _look_at_door(self) -> None:
-        await asyncio.sleep(0.5)
+    async def _look_at_door(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         body = {
             "endpoint": "/v1/chat/completions",
             "body": {"model": "quick", "messages": [{"role": "user", "content": "-"}]},

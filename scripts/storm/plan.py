@@ -48,12 +48,12 @@ KINDS: dict[str, Kind] = {
     "kill-broker": Kind((0.2, 3), _BROKERS, ("rabbitmq",)),
     "freeze-store": Kind((3, 20), _STORE),
     "freeze-broker": Kind((3, 20), _BROKERS, ("rabbitmq",)),
-    "freeze-process": Kind((3, 12), KILLED),
+    "freeze-process": Kind((3, 20), KILLED),
     "cut": Kind((1, 10), _LINKS),
     "cut-broker": Kind((1, 10), BROKER_LINKS, ("rabbitmq",)),
     "delay": Kind((3, 10), _LINKS),
-    "black-hole": Kind((1, 30), _LINKS),
-    "black-hole-broker": Kind((1, 30), BROKER_LINKS, ("rabbitmq",)),
+    "black-hole": Kind((1, 60), _LINKS),
+    "black-hole-broker": Kind((1, 60), BROKER_LINKS, ("rabbitmq",)),
     "no-memory": Kind((2, 6), _STORE),
     "disk-full": Kind((2, 6), ("data",)),
     "duplicates": Kind((4, 10), ("queues",)),
@@ -65,8 +65,8 @@ KINDS: dict[str, Kind] = {
 #: Rest after a fault of the first round, so that what follows is its doing alone.
 _REST_S = 9.0
 _PAUSE_S = (1.0, 5.0)
-#: Kinds of which one in the first round says little.
-_OFTEN = {"kill-worker": 3}
+#: Kinds of which one in the first round says little: every process is killed once.
+_OFTEN = {"kill-worker": len(WORKERS), "kill-process": len(KILLED) - len(WORKERS)}
 #: Of the later rounds, the part that breaks while something else is broken.
 _TOGETHER = 0.35
 
@@ -88,8 +88,8 @@ class Fault:
 def make(
     seed: int, seconds: float, transport: Transport, *, without: Iterable[str] = (), only: Iterable[str] = ()
 ) -> tuple[Fault, ...]:
-    """Every kind once alone, in random order, then again and again, some of them together. What wouldn't be over
-    within ``seconds`` is left out."""
+    """Every kind once alone, in random order, then again and again, some of them together. What a kind can hit is hit
+    in turns: nothing twice before all else once. What wouldn't be over within ``seconds`` is left out."""
     dice = random.Random(f"{seed} {transport}")
     left_out, wanted = set(without), set(only)
     names = [
@@ -98,13 +98,16 @@ def make(
         if transport in kind.transports and name not in left_out and (not wanted or name in wanted)
     ]
     faults: list[Fault] = []
+    turns: dict[str, list[str]] = {}
     at_s, alone = 2.0, True
     while names and at_s < seconds:
         times = [_OFTEN.get(name, 1) if alone else 1 for name in names]
         for name in dice.sample(names, sum(times), counts=times):
             kind = KINDS[name]
             for_s = round(dice.uniform(*kind.seconds), 1)
-            target = dice.choice(kind.targets)
+            if not turns.get(name):
+                turns[name] = dice.sample(kind.targets, len(kind.targets))
+            target = turns[name].pop()
             if round(at_s, 1) + for_s > seconds:
                 return tuple(faults)
             faults.append(Fault(round(at_s, 1), name, target, for_s, alone))

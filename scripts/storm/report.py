@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from storm.figures import spread
-from storm.laws import recoveries
+from storm.laws import growths, recoveries
 from storm.plan import counts
 from storm.run import Result
 from storm.values import ENDS
+
+#: Kinds of faults that are a kill -9.
+KILLS = ("kill-worker", "kill-process", "kill-store", "kill-broker", "engine-crash")
 
 
 def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -23,6 +26,7 @@ def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, An
     parked = {row.job_id for row in ends if row.state == "dead"}
     deaths, backs = recoveries(evidence)
     errors = Counter(row.error_code for row in evidence.rows if row.error_code)
+    lives = growths(evidence)
     finished = Counter(g.ask for g in evidence.generations if g.answered)
     return {
         "jobs accepted": len(jobs),
@@ -31,6 +35,7 @@ def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, An
         "attempts": dict(Counter(row.deployment or "none" for row in evidence.rows).most_common()),
         "errors of attempts": dict(errors.most_common()),
         "faults injected": counts(result.inflicted),
+        "killed with -9": ", ".join(sorted({fault.target for fault in result.inflicted if fault.kind in KILLS})),
         "jobs lost": sum(job not in ended and job not in parked for job in jobs),
         "duplicated commits": sum(count - 1 for count in ended.values())
         + sum(max(0, len([end for end in found if end != "dead"]) - 1) for found in evidence.ends.values()),
@@ -42,10 +47,12 @@ def figures(result: Result, broken: Mapping[str, Sequence[str]]) -> dict[str, An
         "recovery from a worker's death": spread(deaths),
         "recovery from a broker's restart": spread(backs),
         "answers that were generated more than once": sum(count > 1 for count in finished.values()),
-        "looks at the door during outages of the store": len(evidence.probes),
+        "looks at the door during outages": len(evidence.probes),
         "holes in Valkey's file, mended": evidence.holes,
         "Valkey's growth (bytes a job)": round(evidence.kept.bytes / max(1, len(jobs))),
         "largest process (MB)": round(max((max(m.bytes, default=0) for m in evidence.memory), default=0) / 1e6),
+        "processes watched for growth": len(lives),
+        "most that one grew by (MB)": round(max((late - early for _, early, late in lives), default=0) / 1e6),
         "laws broken": {law: list(found) for law, found in broken.items()},
     }
 

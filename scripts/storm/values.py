@@ -65,7 +65,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One look at the door while the store was away. ``status`` 0: no answer within ``seconds``."""
+    """One look at the door while the store or the broker was away. ``status`` 0: no answer within ``seconds``."""
 
     path: str
     status: int

@@ -40,8 +40,21 @@ def test_a_long_run_has_every_kind_alone_and_then_some_together(seed: int, trans
     }
     for before, after in zip(alone, faults[1:], strict=False):
         assert after.at_s >= before.at_s + before.for_s + 8
+    killed = {fault.target for fault in alone if fault.kind in ("kill-worker", "kill-process")}
+    assert killed == set(plan.KILLED), "every process, once"
     later = faults[len(alone) :]
     assert any(b.at_s < a.at_s + a.for_s for a, b in pairwise(later))
+
+
+@given(SEEDS, TRANSPORTS)
+def test_what_can_be_hit_is_hit_in_turns(seed: int, transport: plan.Transport) -> None:
+    hits: dict[str, list[str]] = {}
+    for fault in plan.make(seed, 3600, transport):
+        hits.setdefault(fault.kind, []).append(fault.target)
+    for kind, targets in hits.items():
+        counted = Counter(dict.fromkeys(plan.KINDS[kind].targets, 0))
+        counted.update(targets)
+        assert max(counted.values()) - min(counted.values()) <= 1, kind
 
 
 def test_kinds_can_be_chosen_and_left_out() -> None:
