@@ -1,7 +1,8 @@
 """The Celery app: queues, the one task's name, and the messages from scheduler to worker.
 
 ``celery -A fabric.broker inspect|control|flower`` work on it as on any Celery app. Messages are claim
-checks (``fabric.contracts.message``): Flower, the broker and its dead letters see ids, never prompts.
+checks (``fabric.contracts.message``): Flower, the broker and its dead letters see ids, never prompts. The scheduler
+signs each for the queue that it goes to (``fabric.contracts.signed``); nothing else is read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from ssl import CERT_REQUIRED
 from typing import Any
@@ -17,9 +18,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from amqp.exceptions import AMQPError, MessageNacked
 from celery import Celery
-from kombu import Connection, Exchange, Producer, Queue
+from kombu import Connection, Exchange, Producer, Queue, compression
 from kombu.exceptions import KombuError
 from kombu.message import Message
+from kombu.utils.json import dumps
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
@@ -27,6 +29,8 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.message import TASK, Chunk
+from fabric.contracts.sealed import about
+from fabric.contracts.signed import Signer, Verifier
 from fabric.contracts.tls import distrust
 
 #: Where RabbitMQ puts messages that were rejected or came back too often, one queue per tier.
@@ -40,10 +44,22 @@ VISIBILITY_TIMEOUT_S = 300
 #: How long the broker may take to answer before it counts as away.
 TIMEOUT_S = 4
 
+#: The longest body that is looked at: several times that of the largest chunk.
+BODY_LIMIT = 16_384
+
 #: Whose certificate the broker's is signed by.
 CA_SETTING = "FABRIC_BROKER_CA, or FABRIC_REDIS_CA where Redis is the broker"
 #: What a broker that is away makes of a call.
 ERRORS = (KombuError, AMQPError, MessageNacked, RedisError, OSError)
+
+
+def _refuse(body: bytes) -> bytes:
+    raise ValueError("messages aren't compressed here")
+
+
+# Kombu unpacks a message before anybody can look at it: a kilobyte could fill the memory of whoever receives it.
+for _content_type in compression.encoders():
+    compression.register(_refuse, _refuse, _content_type)
 
 
 def dead_queue(tier: str) -> Queue:
@@ -165,8 +181,9 @@ def _transport_options(broker_url: str, tier: str) -> dict[str, Any]:
 class Sender:
     """Sends chunks to deployments' queues over one connection. Not for use from several threads."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, signer: Signer) -> None:
         self._app = app
+        self._signer = signer
         self._redis = is_redis(app.conf.broker_url)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
@@ -243,21 +260,25 @@ class Sender:
 
     def _publish(self, producer: Producer, routing_key: str, chunk: Chunk) -> None:
         task_id = new_id("evt")
+        body = dumps([[], {"deployment": chunk.deployment, "jobs": chunk.jobs}, {}]).encode()
+        own = {
+            "id": task_id,
+            "root_id": task_id,
+            "kwargsrepr": f"{chunk.deployment}: {_names(chunk)}",
+            "origin": self._origin,
+        }
+        signature = self._signer.sign(_signed(routing_key, own, body))
         producer.publish(
-            [[], {"deployment": chunk.deployment, "jobs": chunk.jobs}, {}],
+            body,
+            content_type="application/json",
+            content_encoding="utf-8",
             exchange="",
             routing_key=routing_key,
             correlation_id=task_id,
             delivery_mode=2,
             timeout=TIMEOUT_S,
             confirm_timeout=TIMEOUT_S,
-            headers={
-                **_FIXED_HEADERS,
-                "id": task_id,
-                "root_id": task_id,
-                "kwargsrepr": f"{chunk.deployment}: {_names(chunk)}",
-                "origin": self._origin,
-            },
+            headers={**_FIXED_HEADERS, **own, _SIGNATURE: signature},
         )
 
 
@@ -274,19 +295,27 @@ _FIXED_HEADERS: dict[str, Any] = {
     "ignore_result": True,
 }
 _OWN_HEADERS = ("id", "root_id", "kwargsrepr", "origin")
+_SIGNATURE = "signature"
+
+
+def _signed(queue_name: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """What a signature is made of: where the message goes, and all of it that isn't fixed."""
+    return about("message", queue_name, *(headers[name] for name in _OWN_HEADERS)) + body
 
 
 class BadMessage(ValueError):
     """A message that isn't one of ours. The text is a fixed phrase: nothing of the message is in it."""
 
 
-def read(message: Message) -> Chunk:
-    """What ``Sender`` has sent. Celery trusts its messages; some of those that it doesn't understand end its
-    worker, and come back when it has restarted.
+def read(message: Message, queue_name: str, schedulers: Verifier) -> Chunk:
+    """What a ``Sender`` of this fabric has sent to that queue. Celery trusts its messages; some of those that it
+    doesn't understand end its worker, and come back when it has restarted.
 
     Raises:
-        BadMessage: not a message that ``Sender`` sends.
+        BadMessage: it isn't. What isn't signed is looked at no further.
     """
+    if message.errors:
+        raise BadMessage("unreadable body")
     headers = message.headers
     if not isinstance(headers, dict) or headers.get("task") != TASK:
         raise BadMessage("unknown task")
@@ -294,6 +323,11 @@ def read(message: Message) -> Chunk:
         raise BadMessage("unexpected headers")
     if not all(isinstance(headers.get(name), str) for name in _OWN_HEADERS):
         raise BadMessage("unexpected headers")
+    body = as_bytes(message.body)
+    if len(body) > BODY_LIMIT:
+        raise BadMessage("too long")
+    if not _is_signed(queue_name, headers, body, schedulers):
+        raise BadMessage("not signed by a scheduler of this fabric for this queue")
     try:
         args, kwargs, embedded = message.decode()
     except Exception:  # noqa: BLE001 - foreign bytes fail in any way
@@ -304,6 +338,19 @@ def read(message: Message) -> Chunk:
         return Chunk.model_validate(kwargs)
     except ValidationError:
         raise BadMessage("unexpected arguments") from None
+
+
+def _is_signed(queue_name: str, headers: Mapping[str, Any], body: bytes, schedulers: Verifier) -> bool:
+    try:
+        signed = _signed(queue_name, headers, body)
+    except UnicodeEncodeError:  # JSON can hold what isn't text
+        return False
+    return schedulers.vouches(signed, headers.get(_SIGNATURE))
+
+
+def as_bytes(body: Any) -> bytes:
+    """A message's body, as it came from whichever broker."""
+    return body.encode(errors="replace") if isinstance(body, str) else bytes(body or b"")
 
 
 def _names(chunk: Chunk) -> str:

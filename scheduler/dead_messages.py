@@ -1,7 +1,7 @@
 """RabbitMQ's dead-letter queues, one per tier: messages that were rejected, or came back too often.
 
-What can be read names jobs, which go back to the backlog unless they already have. What can't is kept in the
-store for people to look at. Redis has no such queues: there a worker does this for its own.
+What a scheduler has signed names jobs, which go back to the backlog unless they already have. What nobody here sent is
+kept in the store for people to look at. Redis has no such queues: there a worker does this for its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from celery import Celery
 from kombu import Connection
 from kombu.message import Message
 
-from fabric.broker import ERRORS, BadMessage, dead_queue, limit_waiting, read
+from fabric.broker import ERRORS, BadMessage, as_bytes, dead_queue, limit_waiting, read
 from fabric.contracts.errors import Unavailable, where
+from fabric.contracts.signed import Verifier
 from fabric.store import Store, bad_messages, transitions
 
 log = logging.getLogger(__name__)
@@ -25,13 +26,15 @@ log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 #: Messages of one queue that are looked at before the others get their turn.
 _AT_MOST = 200
+_ACCEPTED = {"application/json"}
 
 
 class DeadMessages:
     """Empties the dead-letter queues of these tiers. One thread, one connection."""
 
-    def __init__(self, app: Celery, store: Store, tiers: Sequence[str]) -> None:
+    def __init__(self, app: Celery, store: Store, tiers: Sequence[str], schedulers: Verifier) -> None:
         self._app = app
+        self._schedulers = schedulers
         self._store = store
         self._tiers = tiers
         self._connection: Connection | None = None
@@ -68,7 +71,10 @@ class DeadMessages:
         queue = dead_queue(tier)(channel)
         queue.declare()
         handled = 0
-        while handled < _AT_MOST and (message := queue.get(accept=["json"])) is not None:
+        # Not ``queue.get``, which raises where a message can't be unpacked: that one would stay for ever.
+        while handled < _AT_MOST and (raw := channel.basic_get(queue.name)) is not None:
+            message = channel.message_to_python(raw)
+            message.accept = _ACCEPTED
             self._handle(message)
             message.ack()
             handled += 1
@@ -76,9 +82,9 @@ class DeadMessages:
 
     def _handle(self, message: Message) -> None:
         try:
-            chunk = read(message)
+            chunk = read(message, _origin(message), self._schedulers)
         except BadMessage as error:
-            self._store(bad_messages.set_aside(str(error), _bytes(message.body), _origin(message)))
+            self._store(bad_messages.set_aside(str(error), as_bytes(message.body), _origin(message)))
             return
         returned = self._store(transitions.undelivered(chunk.jobs))
         log.warning("the broker gave up a message of %d jobs; %d of them go back", len(chunk.jobs), returned)
@@ -97,7 +103,3 @@ def _origin(message: Message) -> str:
     first: Any = deaths[0] if isinstance(deaths, list) and deaths else None
     queue: Any = first.get("queue") if isinstance(first, dict) else None
     return queue if isinstance(queue, str) else ""
-
-
-def _bytes(body: Any) -> bytes:
-    return body.encode(errors="replace") if isinstance(body, str) else bytes(body or b"")

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from fabric.broker import Sender, is_redis, make_app
 from fabric.contracts.catalog import TIERS, Catalog
 from fabric.contracts.errors import Unavailable
+from fabric.contracts.signed import Signer
 from fabric.store import Store
 from fabric.store.reads import WAKE
 from scheduler.broker_watch import BrokerWatch
@@ -31,13 +32,14 @@ def run(
     redis_url: str,
     broker_url: str,
     catalog: Catalog,
+    signer: Signer,
     stop: threading.Event,
     renewed: Callable[[], Catalog | None] = lambda: None,
 ) -> None:
     """Runs until ``stop`` is set. The store and the broker may come and go. ``renewed``: the catalogue to go on
     with, when it has changed; asked before every round."""
     store, duties_store, hedges_store = Store(redis_url), Store(redis_url), Store(redis_url)
-    sender = Sender(make_app(broker_url))
+    sender = Sender(make_app(broker_url), signer)
     failures: list[Exception] = []
 
     def do_duties() -> None:
@@ -49,7 +51,7 @@ def run(
 
     duties = threading.Thread(target=do_duties, name="duties", daemon=True)
     duties.start()
-    dead = threading.Thread(target=_dead_messages, args=(broker_url, redis_url, catalog, stop), daemon=True)
+    dead = threading.Thread(target=_dead_messages, args=(broker_url, redis_url, catalog, signer, stop), daemon=True)
     if not is_redis(broker_url):
         dead.start()
     watching = threading.Thread(target=_watch_broker, args=(broker_url, redis_url, stop), name="broker", daemon=True)
@@ -77,10 +79,10 @@ def run(
         raise failures[0]
 
 
-def _dead_messages(broker_url: str, redis_url: str, catalog: Catalog, stop: threading.Event) -> None:
+def _dead_messages(broker_url: str, redis_url: str, catalog: Catalog, signer: Signer, stop: threading.Event) -> None:
     store = Store(redis_url)
     tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
-    DeadMessages(make_app(broker_url), store, tiers).run(stop)
+    DeadMessages(make_app(broker_url), store, tiers, signer.verifier).run(stop)
     store.close()
 
 

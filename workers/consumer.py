@@ -21,8 +21,9 @@ from kombu import Connection
 from kombu.message import Message
 from redis.exceptions import ResponseError
 
-from fabric.broker import CA_SETTING, BadMessage, declare, limit_waiting, read
+from fabric.broker import CA_SETTING, BadMessage, as_bytes, declare, limit_waiting, read
 from fabric.contracts.catalog import Deployment
+from fabric.contracts.signed import Verifier
 from fabric.contracts.tls import distrust
 from workers.redis_transport import guarded
 
@@ -41,12 +42,20 @@ SetAside = Callable[[str, bytes, str], None]
 
 
 class Consumer(CeleryConsumer):
-    """``redis`` says whether the broker is one. RabbitMQ has dead-letter queues, and the scheduler empties them."""
+    """``redis`` says whether the broker is one. RabbitMQ has dead-letter queues, and the scheduler empties them.
+    ``schedulers``: whose messages are taken."""
 
     def __init__(
-        self, *args: Any, deployments: Sequence[Deployment], set_aside: SetAside, redis: bool, **kwargs: Any
+        self,
+        *args: Any,
+        deployments: Sequence[Deployment],
+        schedulers: Verifier,
+        set_aside: SetAside,
+        redis: bool,
+        **kwargs: Any,
     ) -> None:
         self._deployments = deployments
+        self._schedulers = schedulers
         self._set_aside = set_aside
         self._redis = redis
         super().__init__(*args, **kwargs)
@@ -102,7 +111,7 @@ class Consumer(CeleryConsumer):
 
         def on_message(message: Message) -> Any:
             try:
-                read(message)
+                read(message, _queue(message), self._schedulers)
             except BadMessage as error:
                 return self._reject(message, str(error))
             return handle(message)
@@ -115,7 +124,7 @@ class Consumer(CeleryConsumer):
     def _reject(self, message: Message, reason: str) -> None:
         # RabbitMQ puts what is rejected into the dead-letter queue, Redis throws it away.
         if self._redis:
-            self._lay_down(reason, _bytes(message.body), str((message.delivery_info or {}).get("routing_key", "")))
+            self._lay_down(reason, as_bytes(message.body), _queue(message))
         else:
             log.error("a message was set aside: %s", reason)
         message.reject_log_error(log, self.connection_errors)
@@ -125,5 +134,6 @@ class Consumer(CeleryConsumer):
         self._set_aside(reason, body, queue)
 
 
-def _bytes(body: Any) -> bytes:
-    return body.encode(errors="replace") if isinstance(body, str) else bytes(body or b"")
+def _queue(message: Message) -> str:
+    """Where it was taken from: ``redis_transport`` makes sure of it on Redis, RabbitMQ itself elsewhere."""
+    return str((message.delivery_info or {}).get("routing_key", ""))

@@ -25,7 +25,7 @@ def guarded(on_bad: OnBad) -> type[Transport]:
     class Client(redis.Redis):
         def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
             answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
-            if command_name == "BRPOP" and answer and not is_envelope(answer[1]):
+            if command_name == "BRPOP" and answer and not is_envelope(answer[1], answer[0]):
                 on_bad("not an envelope of Celery's", answer[1], answer[0].decode(errors="replace"))
                 return None  # as when the wait was over without a message
             return answer
@@ -56,8 +56,8 @@ def guarded(on_bad: OnBad) -> type[Transport]:
     return GuardedTransport
 
 
-def is_envelope(item: bytes) -> bool:
-    """Whether Celery's transport can make a message of it."""
+def is_envelope(item: bytes, queue: bytes) -> bool:
+    """Whether Celery's transport can make a message of it, one that says itself that it belongs to this queue."""
     try:
         envelope = loads(item.decode())
         properties = envelope["properties"]
@@ -69,7 +69,7 @@ def is_envelope(item: bytes) -> bool:
             and isinstance(envelope["headers"], dict)
             and isinstance(properties["delivery_tag"], str)
             and isinstance(delivery["exchange"], str)
-            and isinstance(delivery["routing_key"], str)
+            and delivery["routing_key"] == queue.decode()
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False

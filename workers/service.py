@@ -69,7 +69,11 @@ def run(
         pool="threads",
         concurrency=_CLAIMING_THREADS * (1 + len(deployments)),
         consumer_cls=partial(
-            Consumer, deployments=deployments, set_aside=runtime.set_aside, redis=is_redis(broker_url)
+            Consumer,
+            deployments=deployments,
+            schedulers=keys.schedulers,
+            set_aside=runtime.set_aside,
+            redis=is_redis(broker_url),
         ),
         loglevel=log_level,
         without_gossip=True,

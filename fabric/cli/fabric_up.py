@@ -26,6 +26,7 @@ from fabric.cli.journal import Journal
 from fabric.cli.supervisor import Supervisor
 from fabric.contracts.catalog import TIERS, Deployment
 from fabric.contracts.errors import ConfigError
+from fabric.contracts.signed import Signer
 from fabric.contracts.zones import WorkerKeys
 from fabric.settings import Settings
 from fabric.settings.secret import secrets_of
@@ -91,7 +92,7 @@ class FabricUp:
         if self._settings.socket:
             await self._start_store(self._settings.socket)
         await self._supervisor.run(self._program("migrate"))
-        for program in (self._program("scheduler"), self._program("recorder"), *self._workers(), self._api()):
+        for program in (self._scheduler(), self._program("recorder"), *self._workers(), self._api()):
             self._supervisor.start(program)
         await _ready(self._listener.getsockname(), tls=self._tls)
 
@@ -128,6 +129,9 @@ class FabricUp:
             for tier in TIERS
             if (places := catalog.of_tier(tier))
         ]
+
+    def _scheduler(self) -> Program:
+        return self._program("scheduler", given={_ZONE_KEYS: Signer.of(secrets_of(self._settings)).dump()})
 
     def _api(self) -> Program:
         # The supervisor keeps the socket open: while the API restarts, callers wait instead of being refused.

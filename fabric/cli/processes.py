@@ -111,12 +111,14 @@ def scheduler(config: Path | None) -> None:
     """Run the scheduler."""
     settings = begin(config)
     from fabric.settings.watch import Watch
+    from fabric.settings.zone_keys import scheduler_keys
     from scheduler import service
 
     service.run(
         redis_url=settings.redis_url,
         broker_url=settings.broker_url,
         catalog=settings.catalog,
+        signer=scheduler_keys(settings),
         stop=_stop_on_signals(),
         renewed=Watch(settings).look,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -14,12 +14,16 @@ from fabric.cli import private_file
 from fabric.cli.output import json_option, print_json
 from fabric.cli.start import begin, config_option
 from fabric.contracts.errors import ConfigError
-from fabric.contracts.terms import TIERS, zone_of
+from fabric.contracts.terms import SCHEDULER, TIERS, zone_of
+
+if TYPE_CHECKING:
+    from fabric.contracts.secret import Secrets
 
 
 @click.group()
 def security() -> None:
-    """Give each role a user of its own in Redis and RabbitMQ, and each worker the keys of its zones."""
+    """Give each role a user of its own in Redis and RabbitMQ, each worker the keys of its zones, and the scheduler
+    those that it signs with."""
 
 
 class _Place(click.ParamType[str]):
@@ -85,26 +89,28 @@ def init(out: Path, redis_url: str, rabbitmq_url: str | None, config: Path | Non
 @click.option(
     "--into",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write a file for each zone, FOLDER/ZONE/zone-keys, and make the secret if there is none.",
+    help="Write a file for each zone and the scheduler, FOLDER/ZONE/zone-keys, and make the secret if there is none.",
 )
 def zone_keys(config: Path | None, zones: tuple[str, ...], into: Path | None) -> None:
-    """Print FABRIC_ZONE_KEYS for workers of these trust zones. [default: all zones]
+    """Print FABRIC_ZONE_KEYS for workers of these trust zones [default: all zones], or for the scheduler: `scheduler`.
 
-    With it they open the texts of jobs that may run there, and nothing else. Run it where the API has its secret.
+    With it workers open the texts of jobs that may run there, and nothing else; the scheduler signs its messages with
+    it, and opens nothing. Run it where the API has its secret.
     """
     settings = begin(config)
     from fabric.contracts.secret import Secrets
-    from fabric.contracts.zones import WorkerKeys
     from fabric.settings.secret import kept_secret, secrets_of
 
     there = {d.zone for model in settings.catalog.models for d in model.deployments}
-    if unknown := sorted(set(zones) - there):
+    if SCHEDULER in zones and len(set(zones)) > 1:
+        raise ConfigError(f"`{SCHEDULER}` is for the scheduler alone: print its keys and those of workers apart.")
+    if unknown := sorted(set(zones) - there - {SCHEDULER}):
         raise ConfigError(f"No deployment is in the trust zone {unknown[0]!r}; there is {', '.join(sorted(there))}.")
     wanted = sorted(zones or there)
     if into is not None:
         secrets_ = secrets_of(settings)
-        for zone in wanted:
-            _replace(into / zone / "zone-keys", WorkerKeys.of(secrets_, [zone]).dump() + "\n")
+        for name in wanted if zones else [*wanted, SCHEDULER]:
+            _replace(into / name / "zone-keys", _keys_of(secrets_, [name]) + "\n")
         return
     secret = kept_secret(settings)
     if secret is None:
@@ -112,7 +118,15 @@ def zone_keys(config: Path | None, zones: tuple[str, ...], into: Path | None) ->
             f"There is no secret to derive keys from: FABRIC_SECRET isn't set, and {settings.data_dir} holds none. "
             "Run this with the API's environment."
         )
-    click.echo(WorkerKeys.of(Secrets.parse(secret), wanted).dump())
+    click.echo(_keys_of(Secrets.parse(secret), wanted))
+
+
+def _keys_of(secrets_: Secrets, names: list[str]) -> str:
+    """Of workers of these zones, or of the scheduler."""
+    from fabric.contracts.signed import Signer
+    from fabric.contracts.zones import WorkerKeys
+
+    return Signer.of(secrets_).dump() if names == [SCHEDULER] else WorkerKeys.of(secrets_, names).dump()
 
 
 def _replace(path: Path, text: str) -> None:

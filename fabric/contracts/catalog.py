@@ -17,7 +17,7 @@ from fabric.contracts.detector import Detector
 from fabric.contracts.limits import TenantLimits
 from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
-from fabric.contracts.terms import HOME_ZONE, TenantName, zone_of
+from fabric.contracts.terms import HOME_ZONE, SCHEDULER, TenantName, zone_of
 from fabric.contracts.terms import PRIVACY_LABELS as PRIVACY_LABELS
 from fabric.contracts.terms import TIERS as TIERS
 from fabric.contracts.terms import Priority as Priority
@@ -275,6 +275,8 @@ class Catalog(_Value):
             raise ValueError(f"trust zone `{both[0]}` has deployments of the cloud and of local tiers: make it two")
         if HOME_ZONE in cloud | local:
             raise ValueError(f"`{HOME_ZONE}` is no name for a `trust_zone`: answers are sealed for it")
+        if SCHEDULER in cloud | local:
+            raise ValueError(f"`{SCHEDULER}` is no name for a `trust_zone`: its keys sign messages to workers")
         return self
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ OVERHEAD = HEAD + _TAG
 #: Each key that it is used with seals once.
 _ONCE = bytes(12)
 
-Role = Literal["file", "line", "payload", "placeholders", "piece", "answer"]
+Role = Literal["file", "line", "payload", "placeholders", "piece", "answer", "message"]
 
 
 def about(role: Role, *names: str) -> bytes:

@@ -15,8 +15,8 @@ SHORTEST = 32
 #: Secrets at once: the one in use, and those that it took the place of.
 _MOST = 4
 
-Purpose = Literal["key", "seal", "audit", "session", "content", "fingerprint", "zone"]
-_PURPOSES: tuple[Purpose, ...] = ("key", "seal", "audit", "session", "content", "fingerprint", "zone")
+Purpose = Literal["key", "seal", "audit", "session", "content", "fingerprint", "zone", "message"]
+_PURPOSES: tuple[Purpose, ...] = ("key", "seal", "audit", "session", "content", "fingerprint", "zone", "message")
 
 
 @dataclass(frozen=True, slots=True)

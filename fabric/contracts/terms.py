@@ -20,6 +20,8 @@ ENDPOINTS: tuple[Endpoint, ...] = ("/v1/chat/completions", "/v1/completions", "/
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$")]
 #: The trust zone of gateways and recorders: no deployment's.
 HOME_ZONE = "home"
+#: By what a scheduler is named among zones: no deployment's zone either.
+SCHEDULER = "scheduler"
 
 
 def zone_of(tier: Tier | str) -> str:

@@ -18,7 +18,6 @@ Pure but for random numbers. Microseconds: ``scripts/bench sealing``.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import itertools
@@ -37,9 +36,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fabric.contracts import named_keys
 from fabric.contracts.errors import BrokenSeal, ConfigError
 from fabric.contracts.secret import Secrets
-from fabric.contracts.terms import HOME_ZONE
+from fabric.contracts.signed import Signer, Verifier
+from fabric.contracts.terms import HOME_ZONE, SCHEDULER
 
 #: How envelopes begin.
 ONE_READER, MANY_READERS = b"\x03", b"\x04"
@@ -90,24 +91,26 @@ def zone_keys(secrets: Secrets, zone: str) -> list[ZoneKey]:
 
 @dataclass(frozen=True, slots=True)
 class WorkerKeys:
-    """What a worker holds: private keys of the zones whose jobs it runs, and for whom it seals answers."""
+    """What a worker holds: private keys of the zones whose jobs it runs, for whom it seals answers, and whose messages
+    it takes."""
 
     keys: tuple[ZoneKey, ...]
     home: Reader
+    schedulers: Verifier
 
     @classmethod
     def of(cls, secrets: Secrets, zones: Iterable[str]) -> WorkerKeys:
         keys = tuple(key for zone in sorted(set(zones)) for key in zone_keys(secrets, zone))
-        return cls(keys, zone_keys(secrets, HOME_ZONE)[0].reader)
+        return cls(keys, zone_keys(secrets, HOME_ZONE)[0].reader, Signer.of(secrets).verifier)
 
     @property
     def zones(self) -> frozenset[str]:
         return frozenset(key.zone for key in self.keys)
 
     def dump(self) -> str:
-        """For ``FABRIC_ZONE_KEYS``: ``home:PUBLIC,ZONE:PRIVATE,…``."""
-        pairs = [(HOME_ZONE, self.home.public), *((key.zone, key.private) for key in self.keys)]
-        return ",".join(f"{zone}:{base64.urlsafe_b64encode(value).decode().rstrip('=')}" for zone, value in pairs)
+        """For ``FABRIC_ZONE_KEYS``: ``home:PUBLIC,scheduler:PUBLIC,…,ZONE:PRIVATE,…``."""
+        public = [(HOME_ZONE, self.home.public), *((SCHEDULER, key) for key in self.schedulers.publics)]
+        return named_keys.dump([*public, *((key.zone, key.private) for key in self.keys)])
 
     @classmethod
     def parse(cls, text: str) -> WorkerKeys:
@@ -115,22 +118,17 @@ class WorkerKeys:
         Raises:
             ConfigError: it isn't what ``dump`` makes.
         """
-        try:
-            pairs = [(zone.strip(), _raw(value)) for zone, value in (part.split(":") for part in text.split(","))]
-        except ValueError:
-            pairs = []
-        if len(pairs) < 2 or pairs[0][0] != HOME_ZONE or any(zone == HOME_ZONE for zone, _ in pairs[1:]):
+        pairs = named_keys.parse(text)
+        schedulers = [key for name, key in pairs if name == SCHEDULER]
+        zones = [(name, key) for name, key in pairs[1:] if name != SCHEDULER]
+        if pairs[0][0] != HOME_ZONE or not zones or any(name == HOME_ZONE for name, _ in zones):
+            raise named_keys.unreadable()
+        if not schedulers:
             raise ConfigError(
-                "FABRIC_ZONE_KEYS can't be read: it must be what `fabric security zone-keys` prints, on one line."
+                "FABRIC_ZONE_KEYS says nothing of the scheduler's key, by which messages are known: it was made by an "
+                "earlier version. Print it anew with `fabric security zone-keys`."
             )
-        return cls(tuple(ZoneKey(zone, key) for zone, key in pairs[1:]), Reader.of(pairs[0][1]))
-
-
-def _raw(value: str) -> bytes:
-    raw = base64.b64decode(value.strip() + "=", altchars=b"-_", validate=True)
-    if len(raw) != _KEY:
-        raise ValueError
-    return raw
+        return cls(tuple(ZoneKey(*pair) for pair in zones), Reader.of(pairs[0][1]), Verifier(tuple(schedulers)))
 
 
 class _Passing:

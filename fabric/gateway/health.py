@@ -101,8 +101,20 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
         if budget.limit
     }
     warned = await gateway.ask(budgets.warnings())
+    set_aside = await gateway.ask(bad_messages.count())
     return Snapshot(
-        room, dead, fenced, waits, blocks, fallbacks, hedges, sorted(catalog.by_deployment), used, warned, totals
+        room,
+        dead,
+        fenced,
+        waits,
+        blocks,
+        fallbacks,
+        hedges,
+        sorted(catalog.by_deployment),
+        used,
+        warned,
+        totals,
+        set_aside,
     )
 
 

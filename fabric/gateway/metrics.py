@@ -103,6 +103,7 @@ class Snapshot:
     #: (scope, unit) -> windows of soft budgets that were used up
     budget_warnings: Mapping[tuple[str, str], int] = field(default_factory=dict)
     counts: Counts = field(default_factory=dict)  #: of what jobs came to
+    set_aside: int = 0  #: messages that no scheduler of this fabric has sent
 
 
 class _Own(Collector):
@@ -142,6 +143,11 @@ class _Shared(Collector):
             yield from counted.families(self._snapshot.counts)
             yield CounterMetricFamily(
                 "fabric_fenced_commits", "Outcomes refused as late or repeated.", value=self._snapshot.fenced
+            )
+            yield CounterMetricFamily(
+                "fabric_messages_set_aside",
+                "Messages in the broker that no scheduler of this fabric has sent.",
+                value=self._snapshot.set_aside,
             )
 
 

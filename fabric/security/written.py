@@ -7,10 +7,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.contracts.terms import Tier
 from fabric.contracts.zones import WorkerKeys
 from fabric.security import rabbitmq, redis_acl
-from fabric.security.roles import GATEWAY, RECORDER, ROLES, WORKERS, Role, env_file
+from fabric.security.roles import GATEWAY, RECORDER, ROLES, SCHEDULER, WORKERS, Role, env_file
 
 ACL_FILE = "redis.acl"
 DEFINITIONS = "rabbitmq.json"
@@ -28,6 +29,7 @@ def files(access: Access, secret: str, zones: Mapping[Tier, Set[str]]) -> dict[s
     """Name -> content. Passwords are new ones, 256 random bits each, and other ones in Redis than in RabbitMQ.
 
     ``secret``: the fabric's. ``zones``: trust zones of each tier's workers, who get keys of those and not the secret.
+    The scheduler gets those that it signs with.
     """
     sealing = _sealing(secret, zones)
     in_redis = {role: secrets.token_urlsafe(32) for role in ROLES}
@@ -44,9 +46,10 @@ def files(access: Access, secret: str, zones: Mapping[Tier, Set[str]]) -> dict[s
 
 
 def _sealing(secret: str, zones: Mapping[Tier, Set[str]]) -> dict[Role, dict[str, str]]:
-    """What each role opens and seals jobs with."""
+    """What each role opens and seals jobs with, and signs messages."""
     secrets_ = Secrets.parse(secret)
     variables: dict[Role, dict[str, str]] = {role: {"FABRIC_SECRET": secret} for role in (GATEWAY, RECORDER)}
+    variables[SCHEDULER] = {"FABRIC_ZONE_KEYS": Signer.of(secrets_).dump()}
     for role in WORKERS:
         if role.tier:
             variables[role] = {"FABRIC_ZONE_KEYS": WorkerKeys.of(secrets_, zones[role.tier]).dump()}

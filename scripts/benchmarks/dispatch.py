@@ -20,6 +20,8 @@ from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.contracts.worker import WorkerInfo
 from fabric.store import Store, transitions
 from fabric.store.embedded import broker_url, server_command, url
@@ -86,7 +88,7 @@ def measure(jobs: int) -> Report:
     places = catalog()
     with _stored() as (store, broker):
         _fill(store, jobs)
-        loop = Loop(store, Sender(make_app(broker)), places)
+        loop = Loop(store, Sender(make_app(broker), Signer.of(Secrets.passing())), places)
         moved, rounds = 0, 0
         started, worked = time.perf_counter(), time.process_time()
         while moved < jobs:

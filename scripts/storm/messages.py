@@ -15,7 +15,10 @@ from fabric.broker import ERRORS, Sender, make_app
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.message import Chunk
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.store import Store
+from storm.stage import SECRET
 
 if TYPE_CHECKING:
     from storm.stage import Stage
@@ -29,6 +32,8 @@ DEPLOYMENTS = {
     }.items()
     for name in names
 }
+#: The scheduler's own: of what it would have sent, too.
+SIGNER = Signer.of(Secrets([SECRET]))
 _LOOK_S = 0.05
 _KEPT = 300
 _GIANT = 8_000_000
@@ -39,7 +44,7 @@ class Duplicator:
 
     def __init__(self, stage: Stage) -> None:
         self._store = Store(stage.valkey.url)
-        self._sender = Sender(make_app(stage.broker_url))
+        self._sender = Sender(make_app(stage.broker_url), SIGNER)
         self._seen: deque[tuple[str, str, int]] = deque(maxlen=_KEPT)
         self.sent = 0
 
@@ -90,7 +95,7 @@ def bad_messages(stage: Stage) -> None:
                 )
             headers = {"task": "os.system", "id": "1", "lang": "py"}
             producer.publish([["true"], {}, {}], routing_key=deployment.queue, exchange="", headers=headers)
-    sender = Sender(make_app(stage.broker_url))
+    sender = Sender(make_app(stage.broker_url), SIGNER)
     with contextlib.suppress(Unavailable):
         for name, deployment in DEPLOYMENTS.items():
             sender.send([(deployment, Chunk(deployment=name, jobs=(("job_00000000000000000000000000", 1),)))])

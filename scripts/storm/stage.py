@@ -63,6 +63,7 @@ models:
 """
 #: How long the provider has a batch.
 HOLD_S = 4.0
+SECRET = "storm-" * 6
 HOOK_KEY = b"storm-" * 6
 ENGINE_LATENCY_S = {"home": 0.6, "cloud": 0.5}
 #: Names in ``CONFIG`` and the links that they lead through.
@@ -284,7 +285,7 @@ class Stage:
             "FABRIC_REDIS_URL": f"redis://127.0.0.1:{store}/0",
             "FABRIC_BROKER_URL": broker,
             "FABRIC_DATABASE_URL": f"sqlite:///{self.database}",
-            "FABRIC_SECRET": "storm-" * 6,
+            "FABRIC_SECRET": SECRET,
         }
         if name == "recorder":
             values["STORM_HOOK_SECRET"] = "whsec_" + base64.b64encode(HOOK_KEY).decode()

@@ -22,6 +22,7 @@ from fabric.contracts.completion import Completion
 from fabric.contracts.job import JobSpec
 from fabric.contracts.job_seals import HomeSeals, ReadingZones
 from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.contracts.worker import WorkerInfo
 from fabric.store import Store, reads, transitions
 from fabric.store.transitions import NewJob
@@ -65,6 +66,7 @@ class Process:
 
 
 _SECRET = "s" * 32
+_SIGNER = Signer.of(Secrets([_SECRET]))
 _HOME = HomeSeals(Secrets([_SECRET]))
 _ZONES = ReadingZones(frozenset({"local"}), frozenset({"cloud"}))
 
@@ -118,6 +120,11 @@ class Fabric:
             )
         self.processes.append(Process(name, popen, log))
         return self.processes[-1]
+
+    @property
+    def signer(self) -> Signer:
+        """The scheduler's."""
+        return _SIGNER
 
     def scheduler(self) -> Process:
         return self.start("scheduler")

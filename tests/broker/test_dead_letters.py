@@ -12,6 +12,8 @@ from fabric.broker import DEAD_EXCHANGE, Sender, dead_queue, make_app, queue
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.message import Chunk
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.store import Store, bad_messages, reads, transitions
 from fabric.store.transitions import Dispatch, NewJob
 from scheduler.dead_messages import DeadMessages
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = Deployment(name="dead-letters-gpu", engine="mock", tier="gpu")
 JOB = f"job_{7:026}"
+SIGNER = Signer.of(Secrets.passing())
 
 
 @pytest.fixture
 def drained(rabbitmq: RabbitMQ, store: Store) -> Any:
     """Until the queue is empty; answers how many messages there were."""
-    dead = DeadMessages(make_app(rabbitmq.url), store, ["gpu"])
+    dead = DeadMessages(make_app(rabbitmq.url), store, ["gpu"], SIGNER.verifier)
     yield lambda: sum(iter(dead.drain, 0))
     dead.close()
 
@@ -52,7 +55,7 @@ def test_the_jobs_of_a_message_that_the_broker_gave_up_go_back(rabbitmq: RabbitM
     store(transitions.accept([NewJob(spec, b"{}")]))
     store(transitions.take([(spec.lane, 1)]))
     (attempt,) = store(transitions.dispatch([Dispatch(JOB, DEPLOYMENT.name, "gpu", b"{}")], claim_within_ms=3_600_000))
-    sender = Sender(make_app(rabbitmq.url))
+    sender = Sender(make_app(rabbitmq.url), SIGNER)
     sender.send([(DEPLOYMENT, Chunk(deployment=DEPLOYMENT.name, jobs=((JOB, attempt),)))])
     sender.close()
     reject(rabbitmq)
@@ -84,7 +87,7 @@ def test_a_store_that_is_away_costs_no_message(rabbitmq: RabbitMQ, store: Store,
             "x", exchange=DEAD_EXCHANGE.name, routing_key=dead_queue("gpu").name
         )
     until_it_is_dead(rabbitmq)
-    away = DeadMessages(make_app(rabbitmq.url), Store("redis://127.0.0.1:1/0", timeout_s=0.2), ["gpu"])
+    away = DeadMessages(make_app(rabbitmq.url), Store("redis://127.0.0.1:1/0", timeout_s=0.2), ["gpu"], SIGNER.verifier)
     with pytest.raises(Exception, match="can't be reached"):
         away.drain()
     away.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,19 @@ from kombu import Connection, Consumer
 from kombu.message import Message
 
 from fabric import broker
-from fabric.broker import BadMessage, Sender, is_redis, make_app, queue, read
+from fabric.broker import BODY_LIMIT, BadMessage, Sender, is_redis, make_app, queue, read
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import Unavailable
 from fabric.contracts.message import CHUNK_LIMIT, Chunk
+from fabric.contracts.sealed import about
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 
 if TYPE_CHECKING:
     from tests.conftest import RabbitMQ, Valkey
 
 _numbers = itertools.count()
+SIGNER = Signer.of(Secrets.passing())
 
 
 @pytest.fixture(params=["valkey", "rabbitmq"])
@@ -40,7 +45,7 @@ def deployment() -> Deployment:
 
 @pytest.fixture
 def sender(url: str) -> Iterator[Sender]:
-    sender = Sender(make_app(url))
+    sender = Sender(make_app(url), SIGNER)
     yield sender
     sender.close()
 
@@ -64,10 +69,18 @@ def received(url: str, deployment: Deployment, count: int = 1) -> list[Message]:
     return messages
 
 
+def read_(message: Message, queue_name: str = "fabric.cpu.d") -> Chunk:
+    return read(message, queue_name, SIGNER.verifier)
+
+
 class TestSending:
     def test_what_is_sent_is_read(self, url: str, sender: Sender, deployment: Deployment) -> None:
         sender.send([(deployment, chunk(1)), (deployment, chunk(CHUNK_LIMIT))])
-        assert [read(message) for message in received(url, deployment, 2)] == [chunk(1), chunk(CHUNK_LIMIT)]
+        messages = received(url, deployment, 2)
+        assert [read_(message, deployment.queue) for message in messages] == [chunk(1), chunk(CHUNK_LIMIT)]
+        assert max(len(message.body) for message in messages) < BODY_LIMIT / 4
+        with pytest.raises(BadMessage, match="not signed"):
+            read_(messages[0], "fabric.cpu.another")
 
     def test_tools_are_shown_ids_and_not_too_many(self, url: str, sender: Sender, deployment: Deployment) -> None:
         sender.send([(deployment, chunk(9, "small"))])
@@ -93,14 +106,14 @@ class TestSending:
 class TestABrokerThatIsAway:
     @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+socket:///nowhere/at/all", "amqp://127.0.0.1:1//"])
     def test_is_said_so(self, url: str) -> None:
-        sender = Sender(make_app(url))
+        sender = Sender(make_app(url), SIGNER)
         with pytest.raises(Unavailable, match="The broker doesn't take messages"):
             sender.connect()
         with pytest.raises(Unavailable):
             sender.send([(Deployment(name="d", engine="mock", tier="cpu"), chunk())])
 
     def test_and_used_when_it_is_back(self, valkey: Valkey, deployment: Deployment) -> None:
-        sender = Sender(make_app(valkey.broker_url))
+        sender = Sender(make_app(valkey.broker_url), SIGNER)
         sender.send([(deployment, chunk())])
         valkey.kill()
         with pytest.raises(Unavailable):
@@ -111,7 +124,7 @@ class TestABrokerThatIsAway:
         sender.close()
 
     def test_the_passwords_are_not_in_the_error(self) -> None:
-        sender = Sender(make_app("amqp://someone:hunter2@127.0.0.1:1//"))
+        sender = Sender(make_app("amqp://someone:hunter2@127.0.0.1:1//"), SIGNER)
         with pytest.raises(Unavailable) as caught:
             sender.connect()
         assert "hunter2" not in str(caught.value)
@@ -121,7 +134,7 @@ class TestRabbitMQ:
     def test_a_connection_that_was_lost_meanwhile_is_replaced_before_anything_is_sent(
         self, rabbitmq: RabbitMQ, deployment: Deployment
     ) -> None:
-        sender = Sender(make_app(rabbitmq.url))
+        sender = Sender(make_app(rabbitmq.url), SIGNER)
         sender.send([(deployment, chunk())])
         assert sender._connection is not None
         sender._connection.connection.sock.shutdown(socket.SHUT_RDWR)
@@ -132,7 +145,7 @@ class TestRabbitMQ:
 
     def test_an_idle_connection_stays(self, rabbitmq: RabbitMQ, deployment: Deployment) -> None:
         """Nobody reads it while nothing is sent: heartbeats would end it."""
-        sender = Sender(make_app(rabbitmq.url))
+        sender = Sender(make_app(rabbitmq.url), SIGNER)
         sender.connect()
         assert sender._connection is not None
         assert not sender._connection.get_heartbeat_interval()
@@ -140,7 +153,7 @@ class TestRabbitMQ:
 
     def test_a_rejected_message_is_kept_in_the_tiers_dead_letter_queue(self, rabbitmq: RabbitMQ) -> None:
         deployment = Deployment(name=f"messages-{next(_numbers)}", engine="mock", tier="gpu")
-        sender = Sender(make_app(rabbitmq.url))
+        sender = Sender(make_app(rabbitmq.url), SIGNER)
         sender.send([(deployment, chunk())])
         sender.close()
         with Connection(rabbitmq.url) as connection:
@@ -177,8 +190,12 @@ BODY = [[], {"deployment": "d", "jobs": [["job_1", 1]]}, {}]
 def message(
     body: Any = BODY, headers: Any = HEADERS, content_type: str = "application/json", raw: bytes | None = None
 ) -> Message:
+    """Signed unless it has a signature, whatever it is."""
+    raw = json.dumps(body).encode() if raw is None else raw
+    if isinstance(headers, dict) and "signature" not in headers:
+        headers = signed(headers, raw)
     found = Message(
-        body=json.dumps(body).encode() if raw is None else raw,
+        body=raw,
         content_type=content_type,
         content_encoding="utf-8",
         headers=headers,
@@ -189,22 +206,27 @@ def message(
     return found
 
 
+def signed(headers: dict[str, Any], body: bytes, queue_name: str = "fabric.cpu.d") -> dict[str, Any]:
+    names = (str(headers.get(name)) for name in ("id", "root_id", "kwargsrepr", "origin"))
+    return headers | {"signature": SIGNER.sign(about("message", queue_name, *names) + body)}
+
+
 class TestReading:
     def test_one_of_ours(self) -> None:
-        assert read(message()) == Chunk(deployment="d", jobs=(("job_1", 1),))
+        assert read_(message()) == Chunk(deployment="d", jobs=(("job_1", 1),))
 
     def test_what_others_add_to_the_headers_does_no_harm(self) -> None:
-        assert read(message(headers=HEADERS | {"x-delivery-count": 2, "traceparent": "00-1"}))
+        assert read_(message(headers=HEADERS | {"x-delivery-count": 2, "traceparent": "00-1"}))
 
     @pytest.mark.parametrize("headers", [None, {}, [], {"task": "other"}, {"task": ["fabric.run"]}])
     def test_another_task(self, headers: Any) -> None:
         with pytest.raises(BadMessage, match="unknown task"):
-            read(message(headers=headers))
+            read_(message(headers=headers))
 
     @pytest.mark.parametrize("missing", sorted(set(HEADERS) - {"task"}))
     def test_a_header_is_missing(self, missing: str) -> None:
         with pytest.raises(BadMessage, match="unexpected headers"):
-            read(message(headers={name: value for name, value in HEADERS.items() if name != missing}))
+            read_(message(headers={name: value for name, value in HEADERS.items() if name != missing}))
 
     @pytest.mark.parametrize(
         "wrong",
@@ -219,7 +241,7 @@ class TestReading:
     )
     def test_a_header_that_makes_celery_do_something(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(BadMessage, match="unexpected headers"):
-            read(message(headers=HEADERS | wrong))
+            read_(message(headers=HEADERS | wrong))
 
     @pytest.mark.parametrize(
         "how",
@@ -235,7 +257,7 @@ class TestReading:
     )
     def test_a_body_that_is_not_ours(self, how: dict[str, Any]) -> None:
         with pytest.raises(BadMessage):
-            read(message(**how))
+            read_(message(**how))
 
     @pytest.mark.parametrize(
         "body",
@@ -252,9 +274,42 @@ class TestReading:
     )
     def test_arguments_that_are_not_ours(self, body: Any) -> None:
         with pytest.raises(BadMessage, match="unexpected arguments") as caught:
-            read(message(body))
+            read_(message(body))
         assert "my secret" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize(
+        "altered",
+        [{"id": "evt_2"}, {"root_id": "evt_2"}, {"kwargsrepr": "something else"}, {"origin": "\ud800"}],
+    )
+    def test_altered_headers(self, altered: dict[str, Any]) -> None:
+        signature = message().headers["signature"]
+        with pytest.raises(BadMessage, match="not signed"):
+            read_(message(headers=HEADERS | altered | {"signature": signature}))
+
+    def test_an_altered_body_or_another_queue(self) -> None:
+        ours = message()
+        with pytest.raises(BadMessage, match="not signed"):
+            read_(message([[], {"deployment": "d", "jobs": [["job_2", 1]]}, {}], headers=ours.headers))
+        with pytest.raises(BadMessage, match="not signed"):
+            read_(ours, "fabric.gpu.d")
+
+    @pytest.mark.parametrize("signature", [None, 5, "", "A" * 96, "é" * 96, "%" * 96, ["x"]])
+    def test_what_is_no_signature(self, signature: Any) -> None:
+        with pytest.raises(BadMessage, match="not signed"):
+            read_(message(headers=HEADERS | {"signature": signature}))
+
+    def test_a_body_that_is_too_long_isnt_looked_at(self) -> None:
+        with pytest.raises(BadMessage, match="too long"):
+            read_(message(raw=b"[" * (BODY_LIMIT + 1)))
+
+    @pytest.mark.parametrize("how", ["gzip", "application/x-gzip", "bzip2", "lzma", "zstd", "brotli", "unheard-of"])
+    def test_nothing_is_unpacked(self, how: str) -> None:
+        packed = zlib.compress(b"[" * 10_000_000)
+        found = Message(body=packed, content_type="application/json", headers=HEADERS | {"compression": how})
+        assert found.body == packed
+        with pytest.raises(BadMessage, match="unreadable body"):
+            read_(found)
 
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -265,7 +320,7 @@ class TestReading:
     @given(json_values)
     def test_nothing_but_a_bad_message_comes_of_any_body(self, body: Any) -> None:
         try:
-            found = read(message(body))
+            found = read_(message(body))
         except BadMessage:
             return
         assert found.jobs

@@ -234,7 +234,7 @@ class TestMessagesThatAreNotOurs:
 
 def test_jobs_of_a_message_for_a_deployment_that_is_elsewhere_go_back(fabric: Fabric, model: Any) -> None:
     """A message that is ours in form, and names what this worker doesn't have."""
-    sender = Sender(make_app(fabric.broker_url))
+    sender = Sender(make_app(fabric.broker_url), fabric.signer)
     sender.send([(Deployment(name=model("quick"), engine="mock", tier="cpu"), Chunk(deployment="x", jobs=(("j", 1),)))])
     sender.close()
     assert fabric.ended(fabric.accept(model("quick")))[0].state == "succeeded"

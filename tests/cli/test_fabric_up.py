@@ -18,6 +18,8 @@ import psutil
 import pytest
 import redis
 
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.contracts.zones import WorkerKeys
 from fabric.settings.settings import socket_path
 from fabric.store import append_only
@@ -324,7 +326,9 @@ def test_each_process_gets_the_secrets_that_it_needs_and_no_others(up: Up) -> No
         # Valkey writes its title over its environment.
         assert name == "valkey" or environ["STAND_IN"] == str(up.folder)
         held[name] = {variable for variable in secrets if any(secrets[variable] in text for text in environ.values())}
-        if keys := environ.get("FABRIC_ZONE_KEYS"):
+        if name == "scheduler":
+            assert Signer.parse(environ["FABRIC_ZONE_KEYS"]).verifier == Signer.of(Secrets(["canary-" * 6])).verifier
+        elif keys := environ.get("FABRIC_ZONE_KEYS"):
             zones[name] = WorkerKeys.parse(keys).zones
     assert zones == {"worker-cpu": {"local"}, "worker-gpu": {"local"}, "worker-cloud": {"cloud"}}
     assert held == {

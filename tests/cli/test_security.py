@@ -13,6 +13,7 @@ import pytest
 
 from fabric.cli.entry import run
 from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.contracts.zones import WorkerKeys
 from fabric.security import ROLES
 
@@ -106,6 +107,14 @@ class TestZoneKeys:
             keys = WorkerKeys.parse(variables(tmp_path / f"worker-{tier}.env")["FABRIC_ZONE_KEYS"])
             assert keys == WorkerKeys.of(Secrets([secret]), [zone])
 
+    def test_the_scheduler_alone_can_sign(self, tmp_path: Path) -> None:
+        init(tmp_path)
+        signer = Signer.of(Secrets([variables(tmp_path / "gateway.env")["FABRIC_SECRET"]]))
+        assert variables(tmp_path / "scheduler.env")["FABRIC_ZONE_KEYS"] == signer.dump()
+        private = signer.dump().partition(":")[2]
+        holders = [role.name for role in ROLES if private in (tmp_path / f"{role.name}.env").read_text()]
+        assert holders == ["scheduler"]
+
     def test_printed_where_the_secret_is(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -114,6 +123,10 @@ class TestZoneKeys:
         capsys.readouterr()
         assert run(["security", "zone-keys", "local"]) == 0
         assert WorkerKeys.parse(capsys.readouterr().out) == WorkerKeys.of(Secrets(["s" * 32]), ["local"])
+        assert run(["security", "zone-keys", "scheduler"]) == 0
+        assert capsys.readouterr().out == Signer.of(Secrets(["s" * 32])).dump() + "\n"
+        assert run(["security", "zone-keys", "scheduler", "local"]) != 0
+        assert "for the scheduler alone" in capsys.readouterr().err
         assert run(["security", "zone-keys", "nowhere"]) != 0
         assert "there is local" in capsys.readouterr().err
 
@@ -126,3 +139,5 @@ class TestZoneKeys:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         secret = (tmp_path / "data" / "secret").read_text().strip()
         assert WorkerKeys.parse(file.read_text()) == WorkerKeys.of(Secrets([secret]), ["local"])
+        signer = Signer.parse((tmp_path / "keys" / "scheduler" / "zone-keys").read_text())
+        assert signer.verifier == Signer.of(Secrets([secret])).verifier

@@ -149,11 +149,11 @@ def test_secrets_reach_only_who_needs_them(compose: Any) -> None:
         has_ledger = "FABRIC_DATABASE_URL" in compose.environment(name)
         assert has_ledger == (name in ("api", "recorder", "migrate", "zone-keys")), name
         keys = {volume for volume in compose.services[name].get("volumes", ()) if volume.startswith("keys-")}
-        mounted = {"cpu-worker": "local", "gpu-worker": "local", "cloud-worker": "cloud"}
+        mounted = {"cpu-worker": "local", "gpu-worker": "local", "cloud-worker": "cloud", "scheduler": "scheduler"}
         if name in mounted:
             assert keys == {f"keys-{mounted[name]}:/keys:ro"}
         else:
-            assert len(keys) == (2 if name == "zone-keys" else 0)
+            assert len(keys) == (3 if name == "zone-keys" else 0)
     assert [name for name, service in compose.services.items() if "env_file" in service] == ["cloud-worker"]
 
 

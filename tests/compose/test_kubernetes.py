@@ -14,6 +14,9 @@ import pytest
 import yaml
 
 from fabric.cli.entry import run
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
+from fabric.contracts.zones import WorkerKeys
 from fabric.gateway.metrics import Metrics, Snapshot
 from fabric.settings import load
 from fabric.store.transitions import Room
@@ -232,6 +235,16 @@ def test_what_is_referred_to_exists(built: list[dict[str, Any]]) -> None:
         mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
         templates = {"data"} if name in ("fabric-valkey", "fabric-postgres") else set()
         assert mounted == {volume["name"] for volume in pod["spec"].get("volumes", [])} | templates, name
+
+
+def test_the_local_clusters_keys_are_of_its_secret(folder: Path) -> None:
+    made = {secret["name"]: secret["literals"] for secret in overlay(folder, "local")["secretGenerator"]}
+    secret = next(one.partition("=")[2] for one in made["fabric-store"] if one.startswith("FABRIC_SECRET="))
+    secrets = Secrets([secret])
+    assert made["fabric-zone-keys"] == [
+        f"local={WorkerKeys.of(secrets, ['local']).dump()}",
+        f"scheduler={Signer.of(secrets).dump()}",
+    ]
 
 
 def test_selectors_select(built: list[dict[str, Any]]) -> None:

@@ -60,17 +60,12 @@ class Stack:
             "FABRIC_DATA_DIR": str(self.folder / "data"),
             "FABRIC_HOST": "127.0.0.1",
             "FABRIC_PORT": str(self.port),
-            "FABRIC_ZONE_KEYS_FILE": str(self.folder / "keys" / self._zone(service) / "zone-keys"),
+            "FABRIC_ZONE_KEYS_FILE": str(self._keys(service)),
         }
         # On loopback nobody has to be told that there are no keys.
         given = {name: here.get(name, value) for name, value in given.items()}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FABRIC_")}
         return {**kept, **given, **self._only_for(service), "PYTHONPATH": str(ROOT)}
-
-    def _zone(self, service: str) -> str:
-        """Whose keys the service's volume holds."""
-        mounts = self.compose.services[service].get("volumes", [])
-        return next((mount.removeprefix("keys-").split(":")[0] for mount in mounts if mount.endswith(":/keys:ro")), "")
 
     def _only_for(self, service: str) -> dict[str, str]:
         """What a container gets by a file of its own, or from the machine."""
@@ -80,6 +75,12 @@ class Stack:
         if any(mount.endswith(":/run/gpus") for mount in self.compose.services[service].get("volumes", [])):
             given |= {"GPU_LOCKS": str(self.folder / "gpus"), "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}"}
         return given
+
+    def _keys(self, service: str) -> Path:
+        """What the service is given of what `zone-keys` writes."""
+        held = [volume for volume in self.compose.services[service].get("volumes", ()) if volume.endswith(":/keys:ro")]
+        name = held[0].removeprefix("keys-").partition(":")[0] if held else "nobody's"
+        return self.folder / "keys" / name / "zone-keys"
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
         words = [word if word != "/keys" else str(self.folder / "keys") for word in self._words(service)]

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.contracts import zones
+from fabric.contracts import named_keys, zones
 from fabric.contracts.errors import BrokenSeal, ConfigError
 from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.contracts.zones import Opener, Sender, WorkerKeys, ZoneKey, zone_keys
 
 SECRETS = Secrets(["s" * 32])
@@ -132,6 +133,18 @@ class TestWorkerKeys:
         assert WorkerKeys.parse(keys.dump()) == keys
         assert [key.zone for key in keys.keys] == ["eu", "eu", "local", "local"]
         assert keys.zones == {"eu", "local"}
+        assert len(keys.schedulers.publics) == 2
+
+    def test_those_of_an_earlier_version_are_named(self) -> None:
+        parts = WorkerKeys.of(SECRETS, ["local"]).dump().split(",")
+        with pytest.raises(ConfigError, match="earlier version"):
+            WorkerKeys.parse(",".join(part for part in parts if not part.startswith("scheduler:")))
+
+    def test_they_sign_nothing(self) -> None:
+        """What a worker holds of the scheduler's is no private key of it."""
+        held = dict(named_keys.parse(WorkerKeys.of(SECRETS, ["local"]).dump()))
+        assert Signer([held["scheduler"]]).verifier != Signer.of(SECRETS).verifier
+        assert held["scheduler"] in Signer.of(SECRETS).verifier.publics
 
     def test_they_arent_shown(self) -> None:
         keys = WorkerKeys.of(SECRETS, ["local"])

@@ -136,6 +136,7 @@ class TestFilters:
         assert letter["reasons"][0]["message"] == "unreadable body"
         assert http.get("/v1/dead-letters", params={"kind": "messages", "tier": "gpu"}).json()["data"] == []
         assert gateway.metric("fabric_dead_letters", queue="messages") == 1
+        assert gateway.metric("fabric_messages_set_aside_total") == 1
 
 
 class TestReplay:

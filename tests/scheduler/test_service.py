@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fabric.contracts.catalog import Catalog
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.store import Store
 from scheduler import service
 
@@ -17,11 +19,16 @@ if TYPE_CHECKING:
 CATALOG = Catalog.model_validate(
     {"models": [{"name": "m", "deployments": [{"name": "d", "engine": "mock", "tier": "cpu"}]}]}
 )
+SIGNER = Signer.of(Secrets.passing())
+
+
+def settings(valkey: Valkey, stop: threading.Event) -> dict[str, Any]:
+    places = {"redis_url": valkey.url, "broker_url": valkey.broker_url}
+    return {**places, "catalog": CATALOG, "signer": SIGNER, "stop": stop}
 
 
 def start(valkey: Valkey, stop: threading.Event) -> threading.Thread:
-    settings = {"redis_url": valkey.url, "broker_url": valkey.broker_url, "catalog": CATALOG, "stop": stop}
-    thread = threading.Thread(target=service.run, kwargs=settings)
+    thread = threading.Thread(target=service.run, kwargs=settings(valkey, stop))
     thread.start()
     return thread
 
@@ -58,7 +65,5 @@ def test_without_its_duties_it_does_not_go_on(valkey: Valkey, monkeypatch: pytes
 
     monkeypatch.setattr(service, "run_duties", broken)
     with pytest.raises(ZeroDivisionError):
-        service.run(
-            redis_url=valkey.url, broker_url=valkey.broker_url, catalog=CATALOG, stop=(stop := threading.Event())
-        )
+        service.run(**settings(valkey, stop := threading.Event()))
     assert stop.is_set()

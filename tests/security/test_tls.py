@@ -18,6 +18,8 @@ from fabric import settings
 from fabric.broker import Sender, make_app
 from fabric.cli.entry import run
 from fabric.contracts.errors import ConfigError, Unavailable
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.ledger import Ledger
 from fabric.store import AsyncStore, Store, reads
 from tests.conftest import Postgres, free_ports
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tests.security.conftest import NewHouse
 
 PASSWORD = "the-password-of-nobody"
+SIGNER = Signer.of(Secrets.passing())
 NewDoor = Callable[..., int]
 MODELS = [{"name": "near", "deployments": [{"engine": "mock", "tier": "cpu", "options": {"latency_ms": 1}}]}]
 
@@ -149,7 +152,7 @@ async def test_a_store_that_isnt_to_be_trusted_is_refused(valkey: Valkey, refuse
 def test_a_broker_that_isnt_to_be_trusted_is_refused(refuse: Any, scheme: str, wrong: str) -> None:
     port, ca = refuse(wrong, 1)
     known = loaded(FABRIC_BROKER_URL=f"{scheme}://me:{PASSWORD}@127.0.0.1:{port}/1", FABRIC_BROKER_CA=str(ca))
-    sender = Sender(make_app(known.broker_url))
+    sender = Sender(make_app(known.broker_url), SIGNER)
     with pytest.raises(Unavailable) as refused:
         sender.connect()
     check(refused.value.message, wrong)
@@ -159,7 +162,7 @@ def test_a_broker_that_isnt_to_be_trusted_is_refused(refuse: Any, scheme: str, w
 def test_without_an_authority_of_its_own_the_systems_count(refuse: Any) -> None:
     port, _ = refuse("signed by another", 1)
     for scheme in ("rediss", "amqps"):
-        sender = Sender(make_app(f"{scheme}://127.0.0.1:{port}/1"))
+        sender = Sender(make_app(f"{scheme}://127.0.0.1:{port}/1"), SIGNER)
         with pytest.raises(Unavailable, match="signed by nobody who is trusted here"):
             sender.connect()
 

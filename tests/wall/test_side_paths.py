@@ -22,6 +22,8 @@ import pytest
 from fabric.broker import Sender, make_app
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.message import Chunk
+from fabric.contracts.secret import Secrets
+from fabric.contracts.signed import Signer
 from fabric.store import embedded
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -279,11 +281,12 @@ def test_lines_of_a_batch(house: House) -> None:
 
 
 def test_a_message_from_somebody_who_isnt_the_scheduler(house: House) -> None:
-    """It names a job at home, with its right attempt, in the cloud's queue."""
+    """It names a job at home, with its right attempt, in the cloud's queue, and is signed with the scheduler's key."""
     job_id = house.submit("slow", house.canary(), "restricted")
     job = until(lambda: found if (found := house.job(job_id))["attempts"] else None)
     attempt = job["attempts"][-1]["number"]
-    sender = Sender(make_app(embedded.broker_url(house.fabric.data / "valkey.sock")))
+    secrets = Secrets.parse((house.fabric.data / "secret").read_text())
+    sender = Sender(make_app(embedded.broker_url(house.fabric.data / "valkey.sock")), Signer.of(secrets))
     sender.connect()
     for name in ("away", "hosted"):
         away = Deployment(name=name, engine="openai", tier="cloud", model="m")
