@@ -218,6 +218,27 @@ def _places(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
         yield from checkup_places.look(deployment, given)
 
 
+def _privacy(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
+    from fabric.privacy import presidio
+
+    rules = settings.catalog.privacy
+    if rules.presidio is None:
+        return
+    models = ", ".join(rules.presidio.models.values())
+    try:
+        presidio.load(rules.presidio, presidio.kinds(rules))
+    except ImportError:
+        todo = "Install 'inference-fabric[presidio]' where the API and the recorder run: all texts count as hits."
+        yield Finding("privacy", "error", "Presidio isn't installed", todo)
+    except OSError:
+        todo = "Install the spaCy pipeline, or give its folder in `privacy.presidio.models`; nothing is downloaded."
+        yield Finding("privacy", "error", f"one of Presidio's models isn't there: {models}", todo)
+    except ValueError as error:
+        yield Finding("privacy", "error", str(error), "Name what it can find, or another model.")
+    else:
+        yield Finding("privacy", "ok", f"Presidio reads texts with {models}")
+
+
 def _workers(settings: Settings, given: Mapping[str, str]) -> Iterator[Finding]:
     from fabric.store import Store, transitions
 
@@ -252,5 +273,6 @@ _CHECKS: dict[str, _Check] = {
     "broker": _broker,
     "ledger": _ledger,
     "deployments": _places,
+    "privacy": _privacy,
     "workers": _workers,
 }

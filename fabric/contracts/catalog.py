@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fabric.contracts.batch_api import BATCH_ENGINES, WAITING_ENGINES, BatchApi
 from fabric.contracts.breaker import Breaker
 from fabric.contracts.budget import Budget
-from fabric.contracts.detector import Detector
+from fabric.contracts.detector import Detector, PresidioSettings
 from fabric.contracts.limits import TenantLimits
 from fabric.contracts.policy import BUILT_IN, DEFAULT_POLICY, Policy, PolicyName
 from fabric.contracts.rule import Rule, RuleHeaders, ZoneName
@@ -223,6 +223,19 @@ class PrivacyRules(_Value):
     restricted: PrivacyRule = PrivacyRule(tiers=("cpu", "gpu"))
     #: What finds in texts do. Without any no label is raised; ``redact: true`` replaces what is built in.
     detectors: tuple[Detector, ...] = ()
+    #: What reads texts for those detectors that name something of Presidio's.
+    presidio: PresidioSettings | None = None
+
+    @model_validator(mode="after")
+    def _presidio_has_models_and_work(self) -> PrivacyRules:
+        asked = [one.entity for one in self.detectors if one.presidio is not None]
+        if asked and self.presidio is None:
+            raise ValueError(f"detector `{asked[0]}` needs Presidio: say with which models in `privacy.presidio`")
+        if self.presidio is not None and not asked:
+            raise ValueError(
+                "`presidio` has nothing to find: name it in a detector, as {entity: person, presidio: PERSON}"
+            )
+        return self
 
     def of(self, label: Privacy) -> PrivacyRule:
         rule: PrivacyRule = getattr(self, label)

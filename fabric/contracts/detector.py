@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +24,8 @@ class Detector(BaseModel):
     entity: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")
     #: RE2 syntax, for an entity of the operator's own. It runs in linear time: no look-around, no back references.
     pattern: str | None = Field(None, min_length=1, max_length=2_000)
+    #: What Presidio calls it (``PERSON``); ``privacy.presidio`` says which models read the texts.
+    presidio: str | None = Field(None, pattern=r"^[A-Z][A-Z0-9_]{0,63}$")
     #: The weakest label of a job whose text has it; ``None`` leaves labels alone.
     raise_to: Privacy | None = None
     #: Whether labels with ``redact: true`` replace it before text goes to the cloud.
@@ -31,10 +33,14 @@ class Detector(BaseModel):
 
     @model_validator(mode="after")
     def _does_something(self) -> Detector:
+        if self.presidio is not None:
+            if self.pattern is not None or self.entity == "image":
+                raise ValueError("`presidio` finds in texts, by its own means: leave `pattern` out, and images alone")
+            return self
         if self.entity not in BUILT_IN_ENTITIES:
             if self.pattern is None:
                 known = ", ".join(BUILT_IN_ENTITIES)
-                raise ValueError(f"`{self.entity}` needs a `pattern`; without one there are {known}")
+                raise ValueError(f"`{self.entity}` needs a `pattern` or `presidio`; without either there are {known}")
             _compiled(self.pattern)
             return self
         if self.pattern is not None:
@@ -44,6 +50,24 @@ class Detector(BaseModel):
         if self.entity == "image" and not self.redact:
             raise ValueError("an image can't be redacted: leave `redact` out")
         return self
+
+
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+SpacyModel = Annotated[str, Field(min_length=1, max_length=1_000)]
+
+
+class PresidioSettings(BaseModel):
+    """By what Presidio reads texts. Nothing is downloaded: a model is installed, or a folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Language -> a spaCy pipeline, by its package's name or its folder. Every text is read in each language.
+    models: dict[Language, SpacyModel] = Field(min_length=1, max_length=8)
+    #: Of 1, how sure a find has to be. spaCy's own all have 0.85, those by patterns from 0.05 on.
+    min_score: float = Field(0.5, ge=0, le=1)
+    #: Seconds for the texts of one request, waiting for others' included. More holds requests up longer while
+    #: many come; less counts more of them as texts in which everything was found.
+    timeout_s: float = Field(5.0, gt=0, le=60)
 
 
 def _compiled(pattern: str) -> None:

@@ -36,6 +36,7 @@ from fabric.gateway.room import Room
 from fabric.gateway.settings import GatewaySettings
 from fabric.gateway.waiters import Waiters
 from fabric.ledger import Ledger
+from fabric.privacy import screen_of
 from fabric.routing import policy_hash, reading_zones
 from fabric.store import AsyncStore, Command, Store, reads
 from fabric.store.transitions import NewJob
@@ -51,8 +52,7 @@ class Gateway:
             ConfigError: the database URL can't be read.
         """
         self.settings = settings
-        self.catalog = settings.catalog
-        self.policy_hash = policy_hash(settings.catalog)
+        self.adopt(settings.catalog)
         self.started_s = int(time.time())
         self.metrics = Metrics()
         self.configuration = Configuration(self, settings.watch)
@@ -105,6 +105,7 @@ class Gateway:
         """For requests from now on. Those that are accepted keep the privacy rules that they came in under."""
         self.catalog = catalog
         self.policy_hash = policy_hash(catalog)
+        screen_of(catalog)  # what reads texts is loaded before the first comes
 
     async def accept(self, job: NewJob, scope: Scope) -> str:
         """As ``Intake.accept``, and the answer to the request tells of rate limits. The id of the job."""

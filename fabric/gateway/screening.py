@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from fabric.contracts.catalog import Catalog
@@ -17,6 +18,8 @@ from fabric.trail import Trail
 #: Tokens, as estimated, from which on a text is searched beside the loop. Fewer cost less than the thread does;
 #: more would hold up the other requests for a millisecond and longer.
 _THREAD_TOKENS = 16_000
+#: For requests that wait for Presidio: of their own, so that they hold up nothing else that threads are for.
+_READERS = ThreadPoolExecutor(64, "screening")
 
 
 async def screened(job: NewJob, request: InferenceRequest, catalog: Catalog, caller: Caller, trail: Trail) -> NewJob:
@@ -39,6 +42,8 @@ async def screened_spec(spec: JobSpec, request: InferenceRequest, catalog: Catal
 
 
 async def _found(screen: Screen, spec: JobSpec, request: InferenceRequest) -> Screened:
+    if screen.slow:
+        return await asyncio.get_running_loop().run_in_executor(_READERS, screen.screened, spec, request)
     if spec.prompt_tokens < _THREAD_TOKENS:
         return screen.screened(spec, request)
     return await asyncio.to_thread(screen.screened, spec, request)

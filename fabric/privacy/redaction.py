@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from fabric.privacy.scanner import Scanner
-from fabric.privacy.texts import joined, parsed, plain
+from fabric.privacy.reading import NOTHING, Reading
+from fabric.privacy.scanner import Scanner, disjoint
+from fabric.privacy.texts import joined, parsed, plain, prose
 
 #: Fields whose text may be any. A find elsewhere (in names, ids, keys) can't be replaced without breaking the request.
 _FREE = frozenset(
@@ -32,15 +33,17 @@ class NotRedactable(Exception):
     """Something was found where it can't be replaced, or can't be told not to be there."""
 
 
-def redact(body: dict[str, Any], scanner: Scanner, kept: Collection[str] = ()) -> Redacted:
-    """The body without what ``scanner`` finds. ``kept``: entities that may stay.
+def redact(body: dict[str, Any], scanner: Scanner, kept: Collection[str] = (), reading: Reading = NOTHING) -> Redacted:
+    """The body without what ``scanner`` finds, and ``reading`` has found. ``kept``: entities that may stay.
 
     Raises:
         NotRedactable: the outcome isn't known to be free of finds.
     """
+    if reading.failed.difference(kept) or (reading.names and any(map(reading.hidden, prose(body)))):
+        raise NotRedactable
     text = joined(body)
     names = _Names({*_LOOKALIKE.findall(text), *_LOOKALIKE.findall(plain(text) or "")})
-    pass_ = _Pass(scanner, names, frozenset(kept))
+    pass_ = _Pass(scanner, names, frozenset(kept), reading)
     clean: dict[str, Any] = pass_.of(body, "", free=False)
     # Looked at again, as readers would take it: what only shows then stays here.
     left = joined(clean)
@@ -73,14 +76,15 @@ class _Names:
 
 
 class _Pass:
-    def __init__(self, scanner: Scanner, names: _Names, kept: frozenset[str]) -> None:
+    def __init__(self, scanner: Scanner, names: _Names, kept: frozenset[str], reading: Reading) -> None:
         self._scanner = scanner
         self._names = names
         self._kept = kept
+        self._reading = reading
 
     def finds(self, text: str) -> bool:
         found, failed = self._scanner.names(text.encode())
-        return bool((found | failed) - self._kept)
+        return bool((found | failed) - self._kept) or bool(self._reading.find(text))
 
     def of(self, value: Any, key: str, *, free: bool) -> Any:
         if isinstance(value, str):
@@ -107,6 +111,8 @@ class _Pass:
         finds, failed = self._scanner.find(data)
         if failed - self._kept:
             raise NotRedactable
+        if read := self._reading.find(text):
+            finds = disjoint([*(one for one in finds if one.entity not in self._kept), *read])
         pieces, last = [], 0
         for start, end, entity in finds:
             if entity in self._kept:

@@ -75,7 +75,7 @@ class Scanner:
                 finds += [Find(start, end, entity) for start, end in self._ranges(number, text)]
             except Exception:  # noqa: BLE001 - as above
                 failed.add(entity)
-        return Finds(_disjoint(finds), frozenset(failed))
+        return Finds(disjoint(finds), frozenset(failed))
 
     def _candidates(self, text: bytes) -> Iterator[tuple[int, bool]]:
         """Numbers of recognizers that have something to look at, and whether the search itself broke."""
@@ -109,7 +109,7 @@ def _options(max_mem: int) -> re2.Options:
     return options
 
 
-def _disjoint(finds: list[Find]) -> list[Find]:
+def disjoint(finds: list[Find]) -> list[Find]:
     """Finds that overlap become one: of the entity of the longest, over all that they cover."""
     whole: list[Find] = []
     longest = 0

@@ -15,6 +15,8 @@ from fabric.contracts.job import JobSpec
 from fabric.contracts.payload import Payload, dump_placeholders
 from fabric.contracts.request import InferenceRequest
 from fabric.contracts.terms import PRIVACY_LABELS, Privacy
+from fabric.privacy.presidio import presidio_of
+from fabric.privacy.reading import Reading, read
 from fabric.privacy.redaction import NotRedactable, redact
 from fabric.privacy.scanner import Scanner
 from fabric.privacy.texts import images, joined, plain, token_ids
@@ -45,6 +47,11 @@ class Screen:
                 self._raise_to[one.entity] = stricter(self._raise_to.get(one.entity, one.raise_to), one.raise_to)
         self._kept = frozenset(one.entity for one in self._detectors if not one.redact)
         self._everything = frozenset(BUILT_IN_ENTITIES).union(one.entity for one in self._detectors)
+        self._presidio = presidio_of(catalog.privacy)
+        self._named: dict[str, list[str]] = {}
+        for one in self._detectors:
+            if one.presidio is not None:
+                self._named.setdefault(one.presidio, []).append(one.entity)
         # A text in which ``entities`` stands for something else costs a search, no more.
         read = any(rule.when is not None and "entities" in rule.when for rule in catalog.rules)
         self._always = read or bool(self._raise_to)
@@ -56,6 +63,11 @@ class Screen:
             self._scanner = Scanner(self._detectors)
         return self._scanner
 
+    @property
+    def slow(self) -> bool:
+        """Whether a search takes milliseconds, whatever the text: then it isn't one for an event loop."""
+        return self._presidio is not None
+
     def looks(self, label: Privacy) -> bool:
         """Whether texts of jobs with this label are searched."""
         return self._always or self._privacy.of(label).redact
@@ -64,7 +76,9 @@ class Screen:
         """Never raises over a text: what can't be searched counts as if everything had been found in it."""
         if not self.looks(spec.privacy):
             return Screened(spec, request.payload())
-        fired = self._fired(request.body)
+        # ``kept`` entities count for labels, too, so the reading has them; they are left out of what is replaced.
+        reading = read(self._presidio, self._named, request.body)
+        fired = self._fired(request.body) | reading.names | reading.failed
         label = spec.privacy
         for entity in fired:
             label = stricter(label, self._raise_to.get(entity, label))
@@ -72,7 +86,7 @@ class Screen:
         spec = replace(spec, privacy=label, raised_from=raised_from, entities=tuple(sorted(fired)))
         if not self._privacy.of(label).redact:
             return Screened(spec, request.payload())
-        return self._redacted(spec, request, fired)
+        return self._redacted(spec, request, fired, reading)
 
     def _fired(self, body: dict[str, Any]) -> frozenset[str]:
         try:
@@ -87,14 +101,14 @@ class Screen:
             pass
         return self._everything
 
-    def _redacted(self, spec: JobSpec, request: InferenceRequest, fired: frozenset[str]) -> Screened:
+    def _redacted(self, spec: JobSpec, request: InferenceRequest, fired: frozenset[str], reading: Reading) -> Screened:
         """Vouched for, or not: then the job stays away from the cloud."""
         if not fired - self._kept:
             return Screened(replace(spec, redacted=True), request.payload())
         if "image" in fired:
             return Screened(spec, request.payload())
         try:
-            body, placeholders = redact(request.body, self.scanner, self._kept)
+            body, placeholders = redact(request.body, self.scanner, self._kept, reading.without(self._kept))
         except NotRedactable:
             return Screened(spec, request.payload())
         except Exception:  # noqa: BLE001 - as above

@@ -13,6 +13,12 @@ import orjson
 _NO_TEXT = frozenset(("logit_bias",))
 #: Written, but not seen. Left out, they don't help to write anything.
 _UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\u2061\u2062\u2063\u2064\ufeff\u180e"))
+#: Fields whose values are words of the API, not anybody's.
+_CODED = frozenset(("role", "type", "model", "id", "tool_call_id", "encoding_format", "tool_choice", "service_tier"))
+#: Fields below which names of fields are the caller's own.
+_FREE_JSON = frozenset(("parameters", "schema"))
+#: What a JSON schema says of almost every field.
+_SCHEMA_WORDS = frozenset(("object", "string", "integer", "number", "boolean", "array", "null"))
 _ESCAPE = re.compile(r"\\u00([0-7][0-9A-Fa-f])")
 _CONTROL = "\x00"
 
@@ -34,6 +40,26 @@ def strings(value: Any, key: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from strings(inner)
+
+
+def prose(value: Any, key: str = "", *, free: bool = False) -> Iterator[str]:
+    """Texts that somebody wrote, each for itself: what a reader needs who goes by the words around a name."""
+    if isinstance(value, str):
+        if key == "arguments" and isinstance(values := parsed(value), dict | list):
+            yield from prose(values, free=True)
+        elif (free or key not in _CODED) and value not in _SCHEMA_WORDS and any(map(str.isalpha, value)):
+            yield value
+    elif isinstance(value, dict):
+        if value.get("type") == "image_url" and "image_url" in value:
+            return
+        free = free or key in _FREE_JSON
+        for name, inner in value.items():
+            # The name of a function or a format is an identifier; that of a message is somebody's.
+            if name not in _NO_TEXT and (name != "name" or free or "role" in value):
+                yield from prose(inner, name, free=free)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from prose(inner, key, free=free)
 
 
 def parsed(arguments: str) -> Any:

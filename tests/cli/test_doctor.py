@@ -263,3 +263,21 @@ def test_a_ledger_of_another_version(doctor: Doctor, tmp_path: Path, monkeypatch
     status, findings = doctor()
     assert status == 1
     assert "fabric migrate" in of(findings, "ledger", "error")[0]["todo"]
+
+
+def test_presidio_that_cant_work_is_said_before_any_text_comes(tmp_path: Path, doctor: Doctor) -> None:
+    file = tmp_path / "fabric.yaml"
+    file.write_text(
+        CONFIG
+        + """
+privacy:
+  presidio: {models: {en: /nowhere/model}}
+  detectors:
+    - {entity: person, presidio: PERSON}
+"""
+    )
+    status, findings = doctor("--config", str(file))
+    (said,) = [finding for finding in findings if finding["part"] == "privacy"]
+    assert (status, said["level"]) == (1, "error")
+    assert "isn't installed" in said["said"] or "/nowhere/model" in said["said"]
+    assert "inference-fabric[presidio]" in said["todo"] or "nothing is downloaded" in said["todo"]

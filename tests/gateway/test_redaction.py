@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from fabric.contracts.job_seals import WorkerSeals
 from fabric.contracts.secret import Secrets
 from fabric.contracts.zones import WorkerKeys
 from fabric.ledger import audit
+from fabric.privacy import presidio
+from fabric.privacy.presidio import Part
 from fabric.store import Store, transitions
 from fabric.store.transitions import Claimed, Dispatch, Outcome, Piece
 
@@ -249,6 +252,49 @@ class TestJobs:
             told = events(web, job_id, after)
             # What a stream still held at its end has no number of its own: it comes again.
             assert [event for event in told if event[0] > after] == [event for event in rest if event[0] > after]
+
+
+class TestReaders:
+    """Presidio takes its time. Here it is played: what it finds is its own tests' matter."""
+
+    @pytest.fixture
+    def slow(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+        """Texts are read when it is set."""
+        go = threading.Event()
+
+        def reads(text: str) -> Iterator[Part]:
+            assert go.wait(60)
+            if (start := text.find("Ada Lovelace")) >= 0:
+                yield Part(start, start + 12, "PERSON")
+
+        monkeypatch.setattr(presidio, "load", lambda *_: reads)
+        return go
+
+    def test_others_are_served_while_texts_are_read(
+        self,
+        slow: threading.Event,
+        cloud: Cloud,
+        settings: GatewaySettings,
+        serve: Callable[..., Served],
+        meanwhile: Callable[..., Future[Any]],
+    ) -> None:
+        rules = {
+            "detectors": [{"entity": "person", "presidio": "PERSON", "raise_to": "confidential"}],
+            "presidio": {"models": {"en": "played"}, "timeout_s": 60},
+        }
+        catalog = Catalog.model_validate(CATALOG.model_dump() | {"privacy": rules})
+        gateway = serve(replace(settings, catalog=catalog))
+        with gateway.http() as web, gateway.openai(max_retries=0) as sdk:
+            waiting = [meanwhile(asked, sdk, text="by Ada Lovelace") for _ in range(8)]
+            for _ in range(3):
+                assert web.get("/health/live").status_code == 200
+            assert not any(one.done() for one in waiting)
+            slow.set()
+            for _ in waiting:
+                job = cloud.next()
+                assert (seen(job), job.spec.entities) == ("by <PERSON_1>", ("person",))
+                cloud.answer(job, {"content": "said <PERSON_1>"})
+            assert {one.result().choices[0].message.content for one in waiting} == {"said Ada Lovelace"}
 
 
 class TestLabels:
