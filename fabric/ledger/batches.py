@@ -25,6 +25,9 @@ UNFINISHED: tuple[Status, ...] = ("validating", "in_progress", "finalizing", "ca
 _STAMPS = ("in_progress", "expires", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
+_ENDS = ("completed", "failed", "expired", "cancelled")
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """``expires_ms``: from ``fabric.batches.window.expires_ms``. ``fingerprint``: hash of what was asked,
@@ -246,6 +249,12 @@ def unfed(connection: Connection, batch_ids: Collection[str]) -> None:
     which = sorted(batch_ids)
     connection.execute(update(batches).where(batches.c.id.in_(which)).values(fed_until=0))
     connection.execute(update(batch_lines).where(batch_lines.c.batch_id.in_(which), PLACED).values(place=None))
+
+
+def planned_since(connection: Connection, since_ms: int) -> set[str]:
+    """Ids of all tenants' batches that were planned as a whole, and had not ended before."""
+    alive = or_(*(batches.c[f"{stamp}_ms"] >= since_ms for stamp in _ENDS), batches.c.status.in_(UNFINISHED))
+    return set(connection.execute(select(batches.c.id).where(batches.c.options.is_not(None), alive)).scalars())
 
 
 def keep_plan(connection: Connection, batch_id: str, plan: bytes) -> None:

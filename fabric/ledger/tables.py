@@ -165,6 +165,7 @@ usage = Table(
     Column("cloud_equivalent_usd", Double, nullable=False, server_default="0"),  # 0: nothing to compare with
     Column("baseline_usd", Double, nullable=False, server_default="0"),
     Column("expected_cost_usd", Double),  # at the decision
+    Column("deadline_ms", BigInteger),  # of the job, when it was accepted
     Index("ix_usage_tenant_finished", "tenant", "finished_ms", "job_id"),
     Index("ix_usage_batch", "batch_id", sqlite_where=OF_BATCH, postgresql_where=OF_BATCH),
 )

@@ -66,6 +66,7 @@ class Used(NamedTuple):
     cloud_equivalent_usd: float
     baseline_usd: float
     expected_cost_usd: float | None
+    deadline_ms: int | None
 
 
 class Note(NamedTuple):
@@ -217,6 +218,7 @@ def _made(
         note.cloud_equivalent_usd,
         note.baseline_usd,
         note.expected_cost_usd,
+        spec.deadline_ms,
     )
 
 

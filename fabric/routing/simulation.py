@@ -1,14 +1,17 @@
 """Jobs that have run, decided again: under the policies of then and under others. Pure.
 
 Both sides are decided in the same world, in which every place has a free worker: what differs comes from the
-policies alone. Costs are of the tokens that the jobs really took.
+policies alone. Costs are of the tokens that the jobs really took. Deadlines are held against when jobs came.
+
+Each job is decided for itself. Lines of a batch that was planned as a whole are too, as if there were no plan: where
+they would be put together, what was free then and what else was in the plan would have to be known.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.experience import Experience
@@ -24,12 +27,18 @@ NOWHERE = "nowhere"
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A job that ran: what was asked as far as it is known, where it ran, what it took and cost (US dollars)."""
+    """A job that ran: what was asked as far as it is known, where it ran, what it took and cost (US dollars).
+
+    ``ended_ms``: when its answer was there; ``None`` where it got none. ``planned``: by its batch's plan.
+    """
 
     spec: JobSpec
     deployment: str
     usage: Usage
     cost_usd: float
+    accepted_ms: int = 0
+    ended_ms: int | None = None
+    planned: bool = False
 
 
 @dataclass(slots=True)
@@ -41,6 +50,7 @@ class Side:
     cost_usd: float = 0.0
     finish_s: float = 0.0
     predicted: int = 0
+    in_time: int = 0  #: of the jobs with a deadline: done before it, or predicted to be
 
     @property
     def mean_finish_s(self) -> float | None:
@@ -52,6 +62,7 @@ class Simulation:
     """``actual``: where they ran and what they cost. ``moved``: jobs that the two sides place differently.
 
     ``crossings``: jobs whose label, as it is ``before``, doesn't permit the place that they get ``after``.
+    ``deadlines``: jobs that have one. ``planned``: lines that ran by their batches' plans.
     ``unknown``: jobs of models that one of the two doesn't have; they are counted nowhere else.
     """
 
@@ -59,6 +70,8 @@ class Simulation:
     unknown: int = 0
     moved: int = 0
     crossings: int = 0
+    deadlines: int = 0
+    planned: int = 0
     actual: Side = field(default_factory=Side)
     before: Side = field(default_factory=Side)
     after: Side = field(default_factory=Side)
@@ -74,6 +87,11 @@ def simulate(past: Iterable[Past], before: Catalog, after: Catalog, experience: 
             found.unknown += 1
             continue
         found.jobs += 1
+        found.planned += job.planned
+        deadline_ms = job.spec.deadline_ms
+        if deadline_ms is not None:
+            found.deadlines += 1
+            found.actual.in_time += job.ended_ms is not None and job.ended_ms <= deadline_ms
         ran_at = before.by_deployment.get(job.deployment)
         found.actual.places[job.deployment or NOWHERE] += 1
         found.actual.tiers[ran_at.tier if ran_at else NOWHERE] += 1
@@ -94,6 +112,9 @@ def _everybody_works(catalog: Catalog, experience: Experience) -> World:
 
 
 def _placed(job: Past, catalog: Catalog, hash_: str, world: World, side: Side) -> Deployment | None:
+    deadline_ms = job.spec.deadline_ms
+    if deadline_ms is not None:
+        world = replace(world, now_ms=job.accepted_ms)
     chosen = decide(job.spec, catalog, hash_, world).chosen
     if chosen is None:
         side.places[NOWHERE] += 1
@@ -107,6 +128,8 @@ def _placed(job: Past, catalog: Catalog, hash_: str, world: World, side: Side) -
     if chosen.expected_finish_s is not None:
         side.finish_s += chosen.expected_finish_s
         side.predicted += 1
+        if deadline_ms is not None:
+            side.in_time += job.accepted_ms + chosen.expected_finish_s * 1000 <= deadline_ms
     return deployment
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from fabric.cli.entry import run
 from fabric.contracts.completion import Completion
 from fabric.contracts.job import JobSpec, JobState, Measures, Usage
 from fabric.contracts.terms import Privacy
-from fabric.ledger import Ledger, upgrade, usage
+from fabric.ledger import Ledger, batches, upgrade, usage
+from fabric.ledger.batches import NewBatch
 
 NOW = """
 models:
@@ -82,6 +84,34 @@ def test_a_crossing_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "2 jobs, 2 would go elsewhere than now, 1 label crossings" in shown
     assert "$2.0000" in shown
+
+
+def test_deadlines_and_planned_batches(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = int(time.time() * 1000)
+    with closing(Ledger(f"sqlite:///{house / 'ledger.sqlite3'}")) as ledger:
+        for number, options in ((1, None), (2, '{"deadline_s": 60}')):
+            new = NewBatch(f"batch_{number}", "default", None, "/v1/chat/completions", "f", "24h", None, now, now + 9)
+            ledger.write(batches.create, replace(new, options=options))
+        lines = [done(10 + number, "internal", 5) for number in range(4)]
+        lines = [
+            replace(
+                line,
+                spec=replace(
+                    line.spec, batch_id=f"batch_{1 + number % 2}", line_no=number, deadline_ms=now + number - 6_000
+                ),
+                entry_id=f"{10 + number}-1",
+            )
+            for number, line in enumerate(lines)
+        ]
+        ledger.write(usage.add, lines)
+    assert run(["policy", "simulate", "cloudy.yaml", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["jobs"], shown["planned"], shown["deadlines"]) == (6, 2, 4)
+    assert shown["actual"]["in_time"] == 0 and shown["after"]["in_time"] == 0
+    assert run(["policy", "simulate", "cloudy.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of them are lines of batches that were planned as a whole" in said
+    assert "0 of 4" in said
 
 
 def test_a_wrong_file_is_told(house: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,25 @@ def test_a_wall_that_is_taken_down_is_told() -> None:
     open_ = catalog(default_policy="cloud-first", privacy={"restricted": {"tiers": ["cpu", "gpu", "cloud"]}})
     found = simulate([past("restricted"), past()], catalog(), open_, NOTHING)
     assert (found.moved, found.crossings) == (2, 1)
+
+
+def test_deadlines_are_held_against_when_jobs_came() -> None:
+    """At home it takes some 25 s, as far as anybody knows; in the cloud 4 s."""
+    jobs = [
+        past(deadline_ms=5_000 + wanted_ms, max_output_tokens=256, number=wanted_ms)
+        for wanted_ms in (1, 10_000, 60_000)
+    ]
+    jobs = [
+        replace(job, accepted_ms=5_000, ended_ms=ended) for job, ended in zip(jobs, (5_001, 15_001, None), strict=True)
+    ]
+    found = simulate([*jobs, past()], catalog(), catalog(default_policy="cloud-first"), NOTHING)
+    assert found.deadlines == 3
+    assert (found.actual.in_time, found.before.in_time, found.after.in_time) == (1, 1, 2)
+
+
+def test_lines_of_planned_batches_are_counted() -> None:
+    found = simulate([replace(past(), planned=True), past()], catalog(), catalog(), NOTHING)
+    assert (found.jobs, found.planned) == (2, 1)
 
 
 def test_models_that_only_one_side_has_are_left_out() -> None:
