@@ -31,6 +31,14 @@ Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema"
 EngineName = Literal["llamacpp", "vllm", "openai", "anthropic", "mock", "openai_batch", "anthropic_batch"]
 
 
+#: Engines without an address, and so without a key. (``mock`` plays any other.)
+_IN_THE_WORKER = frozenset(("llamacpp",))
+#: What a provider's API has no word for.
+_LACKING: dict[str, frozenset[str]] = dict.fromkeys(
+    ("anthropic", "anthropic_batch"), frozenset(("completions", "embeddings", "grammar", "logprobs"))
+)
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -121,6 +129,23 @@ class Deployment(_Value):
     def _has_a_batch_api(self) -> Deployment:
         if self.batch_api is not None and self.engine not in (*BATCH_ENGINES, *WAITING_ENGINES):
             raise ValueError(f"`batch_api` is for the engines {', '.join(BATCH_ENGINES)}; {self.engine} has none")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_what_its_api_can(cls, data: Any) -> Any:
+        """Where nobody says what it can do."""
+        if isinstance(data, dict) and data.get("engine") in _LACKING and "capabilities" not in data:
+            return {**data, "capabilities": ("chat",)}
+        return data
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Deployment:
+        for name in ("base_url", "api_key_env", "api_key_file"):
+            if self.engine in _IN_THE_WORKER and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` means nothing to {self.engine}, which runs in the worker")
+        if lacking := sorted(_LACKING.get(self.engine, frozenset()) & set(self.capabilities)):
+            raise ValueError(f"`capabilities`: Anthropic's API has no {', no '.join(lacking)}")
         return self
 
     @model_validator(mode="after")

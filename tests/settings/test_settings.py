@@ -79,6 +79,11 @@ def test_paths_in_the_environment_count_from_the_working_directory(tmp_path: Pat
     assert (loaded.data_dir, loaded.files_dir) == (tmp_path / "here", Path("/files"))
 
 
+def test_what_anthropics_api_has_no_word_for_is_not_among_what_it_can_do_by_default() -> None:
+    write(MODELS.replace("mock", "anthropic").replace("cpu}", "cloud, model: m}"))
+    assert settings.load(environ={}).catalog.by_deployment["m-cloud"].capabilities == ("chat",)
+
+
 def test_the_cpu_model_variable_replaces_the_shipped_model(tmp_path: Path) -> None:
     loaded = settings.load(environ={"FABRIC_CPU_MODEL": "big.gguf"})
     assert loaded.catalog.by_model["assistant"].deployments[0].model == str(tmp_path / "big.gguf")
@@ -103,6 +108,14 @@ def test_a_cpu_model_variable_that_nothing_would_use_is_an_error() -> None:
         (
             MODELS.replace("tier: cpu", "tier: cpu,\n         contxt_window: 64"),
             "fabric.yaml:5: unknown key `models[0].deployments[0].contxt_window`; did you mean `context_window`?",
+        ),
+        (
+            MODELS.replace("mock", "llamacpp").replace("cpu}", "cpu, base_url: 'http://x'}"),
+            "fabric.yaml:4: `models[0].deployments[0]` is wrong: `base_url` means nothing to llamacpp, which runs in",
+        ),
+        (
+            MODELS.replace("mock", "anthropic").replace("cpu}", "cloud, capabilities: [chat, logprobs, completions]}"),
+            "fabric.yaml:4: `models[0].deployments[0]` is wrong: `capabilities`: Anthropic's API has no completions, no",
         ),
         (MODELS.replace("mock", "mokc"), "fabric.yaml:4: `models[0].deployments[0].engine` is wrong: use 'llamacpp'"),
         ("\nprivacy:\n  restricted: {redact: true}\n", "fabric.yaml:3: `privacy.restricted.tiers` is missing."),

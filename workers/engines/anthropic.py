@@ -22,10 +22,15 @@ from workers.engines.provider_limits import Board, gate_of
 
 log = logging.getLogger(__name__)
 
-ANTHROPIC_URL = "https://api.anthropic.com/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
 #: The version of the protocol that this is written for.
 VERSION = "2023-06-01"
 _PATH = "/messages"
+
+
+def api_root(deployment: Deployment) -> str:
+    """``base_url`` is as Anthropic's own clients take it, without ``/v1``; with it is as good."""
+    return (deployment.base_url or ANTHROPIC_URL).rstrip("/").removesuffix("/v1") + "/v1"
 
 
 class AnthropicOptions(ApiOptions):
@@ -44,7 +49,7 @@ class AnthropicEngine(Engine):
             raise ConfigError(f"Deployment {deployment.name!r}: `model` is missing: the provider's name of the model.")
         self._options = options_of(deployment, AnthropicOptions)
         gate = gate_of(board)
-        self._api = Api(deployment, deployment.base_url or ANTHROPIC_URL, self._options, PROVIDER, gate)
+        self._api = Api(deployment, api_root(deployment), self._options, PROVIDER, gate)
 
     @property
     def slots(self) -> int:

@@ -10,7 +10,7 @@ import orjson
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, EngineUnsupported, FabricError, ProviderBatchExpired, ProviderError
-from workers.engines.anthropic import ANTHROPIC_URL, VERSION, AnthropicOptions
+from workers.engines.anthropic import VERSION, AnthropicOptions, api_root
 from workers.engines.anthropic_answer import whole_answer
 from workers.engines.anthropic_request import message_body
 from workers.engines.api_failures import PROVIDER
@@ -39,7 +39,7 @@ class AnthropicBatches:
             raise ConfigError(f"Deployment {deployment.name!r}: `model` is missing: the provider's name of the model.")
         self._deployment = deployment
         self._options = options_of(deployment, AnthropicOptions)
-        self._api = Api(deployment, deployment.base_url or ANTHROPIC_URL, self._options, PROVIDER)
+        self._api = Api(deployment, api_root(deployment), self._options, PROVIDER)
 
     def open(self) -> None:
         key = authorization(self._deployment, self._options.auth)

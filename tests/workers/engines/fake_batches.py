@@ -105,7 +105,7 @@ class FakeBatches:
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("content-length") or 0))
-        path = handler.path.removeprefix("/v1")
+        whole, path = handler.path, handler.path.removeprefix("/v1")
         refusal = None
         with self._lock:
             for n, one in enumerate(self.refusals):
@@ -116,7 +116,8 @@ class FakeBatches:
         answer: Any = None
         if refusal is None or refusal[5]:
             with self._lock:
-                answer = self._answer(handler.command, path.partition("?")[0], body, kind)
+                # As at both providers, there is nothing beside /v1.
+                answer = self._answer(handler.command, path.partition("?")[0], body, kind) if path != whole else None
         with self.changed:
             self.seen.append((handler.command, path))
             self.changed.notify_all()

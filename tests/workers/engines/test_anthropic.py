@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from anthropic import Anthropic
 from anthropic.types import Message, RawMessageStreamEvent
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import TypeAdapter
@@ -29,7 +30,7 @@ from fabric.contracts.errors import (
 )
 from fabric.contracts.job import Usage
 from workers.engines import build
-from workers.engines.anthropic import AnthropicEngine
+from workers.engines.anthropic import ANTHROPIC_URL, AnthropicEngine
 
 KEY = "sk-ant-4711"
 PROMPT = "the prompt that nobody else may read"
@@ -106,6 +107,20 @@ async def make_engine(provider: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 def deployment(url: str | None, **more: Any) -> Deployment:
     values = {"engine": "anthropic", "tier": "cloud", "name": "ant", "model": "claude-big", "api_key_env": "ANT_KEY"}
     return Deployment(**{**values, "base_url": url, **more})
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+async def test_an_address_is_as_anthropics_own_clients_take_it(
+    provider: Any, run: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANT_KEY", KEY)
+    engine = AnthropicEngine(deployment(provider.url.removesuffix("/v1") + suffix))
+    await engine.start()
+    await run(engine)({"messages": [{"role": "user", "content": "Hi"}]})
+    await engine.close()
+    (received,) = provider.received
+    assert received.path == "/v1/messages"
+    assert str(Anthropic(api_key=KEY, base_url=None).base_url).rstrip("/") == ANTHROPIC_URL
 
 
 async def test_a_message(provider: Any, make_engine: Any, run: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from openai import OpenAI
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -19,7 +20,7 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, ContentRefused
 from fabric.contracts.job import Usage
 from workers.engines import build
-from workers.engines.openai import OpenAIEngine, hosted_options
+from workers.engines.openai import OPENAI_URL, OpenAIEngine, hosted_options
 from workers.engines.openai_wire import request_body
 
 KEY = "sk-secret-4711"
@@ -295,6 +296,7 @@ def test_the_limit_of_an_answer_has_the_name_that_the_api_knows(
     url: str | None, options: dict[str, str], expected: str | None
 ) -> None:
     assert hosted_options(deployment(url, options=options)).max_tokens_field == expected
+    assert str(OpenAI(api_key=KEY, base_url=None).base_url).rstrip("/") == OPENAI_URL
     sent = orjson.loads(request_body({"messages": [], "max_tokens": 5}, "m", max_tokens_field=expected))
     assert sent == {"messages": [], "model": "m", expected or "max_tokens": 5}
     # Completions have one name for it.
