@@ -51,7 +51,7 @@ class _Standing:
 
     groups: Mapping[int, JobSpec]
     ways: Mapping[int, Ways] = field(default_factory=dict)
-    left: Counter[tuple[int, str]] = field(default_factory=Counter)
+    left: Counter[tuple[int, str]] = field(default_factory=Counter)  #: in the plan's order
     ahead: Mapping[str, int] = field(default_factory=dict)  #: place -> lines that it may have in hand
     broke: bool = False  #: what isn't placed can't be paid for
     again_s: float = 0.0
@@ -133,7 +133,7 @@ class Planner:
             for number, ways in standing.ways.items()
             if ways.ended or (standing.broke and not in_hand)
         ]
-        for (number, place), left in sorted(standing.left.items()):
+        for (number, place), left in standing.left.items():  # in the plan's order
             ahead = standing.ahead.get(place, 0)
             room = min(ahead - in_hand[place], most)
             if left > 0 and (room >= left or room >= max(1, ahead * _REFILL)):
@@ -226,7 +226,7 @@ class Planner:
         """Of a plan that rests on guesses no more is handed over before the next one than shows what they are worth: as
         many lines as each place has slots."""
         tries = {place: room.slots for place, room in rooms.items()}
-        for number, place in sorted(left):
+        for number, place in left:
             if not self._catalog.by_deployment[place].waits:
                 left[number, place] = min(left[number, place], tries[place])
                 tries[place] -= left[number, place]

@@ -23,6 +23,10 @@ SLACK = 0.1
 #: How exactly the soonest end is looked for: steps of halving the time between two bounds.
 _HALVINGS = 8
 _NEVER_S = 1e9
+#: How often more groups are hurried because others took their room.
+_WIDENINGS = 3
+#: How exactly the least haste is looked for: steps of halving.
+_HASTES = 3
 _NEAR_THE_END = 0.9
 #: Costs that differ by less, in parts of themselves, are the same.
 _SAME = 1e-6
@@ -104,7 +108,8 @@ class Shortfall:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """``finish_s``: when the last of the placed lines is done, from now. ``bound_usd``: nothing that places as many
+    """``shares``: in the order in which they should be handed over, where not all have room at once.
+    ``finish_s``: when the last of the placed lines is done, from now. ``bound_usd``: nothing that places as many
     lines costs less."""
 
     shares: tuple[Share, ...] = ()
@@ -139,30 +144,65 @@ def plan_batch(
     ``rooms``: the places at which somebody works. ``left_s``: until the deadline; ``cap_usd``: what all lines together
     may still cost. The answer doesn't depend on the order of what comes in.
     """
-    problem = _Problem(groups, rooms, cap_usd)
     window = inf if left_s is None else left_s
+    problem = _Problem(groups, rooms, cap_usd, 0.0 if left_s is None else left_s * slack)
     calm = window * (1 - slack)
     found = problem.within(calm)
     if found.placed < problem.total and window < inf:
-        problem.hurry()
-        at_the_limit = problem.within(window)
-        if at_the_limit.placed > found.placed:
-            found, calm = at_the_limit, window
+        found = problem.hurried(found, calm)
     soonest = problem.sooner(found, calm)
     return problem.plan(soonest, window)
 
 
 class _Problem:
-    def __init__(self, groups: Sequence[Group], rooms: Mapping[str, Room], cap_usd: float | None) -> None:
+    """``reserve_s``: what of the time is kept back. Hurried groups use it, and wait for no slow lines."""
+
+    def __init__(
+        self, groups: Sequence[Group], rooms: Mapping[str, Room], cap_usd: float | None, reserve_s: float = 0.0
+    ) -> None:
         self._groups = {group.name: group for group in groups if group.lines > 0}
         self._rooms = {name: room for name, room in rooms.items() if room.slots > 0}
         self._cap = cap_usd
         self.total = sum(group.lines for group in self._groups.values())
-        self._hurried = False
+        self._reserve_s = reserve_s
+        self._hurried: frozenset[str] = frozenset()
+        self._haste = 1.0  #: of the hurried groups, from 0: none
 
-    def hurry(self) -> None:
-        """From now on nothing is kept for lines that turn out slow: others would get no place at all."""
-        self._hurried = True
+    def hurried(self, found: Assignment, window_s: float) -> Assignment:
+        """More lines than ``found`` has, by hurrying as few groups as little as that takes: those that had no place for
+        all their lines and those that have no other places than these, and all only where that isn't enough."""
+        for _ in range(_WIDENINGS):
+            open_: set[str] = set()
+            for name, lines in self._unplaced(found).items():
+                if lines:
+                    open_ |= self._places(name)
+            short = frozenset(name for name in self._groups if self._places(name) <= open_)
+            if short <= self._hurried:
+                break
+            found = self._with(self._hurried | short, found, window_s)
+        if found.placed < self.total:
+            found = self._with(frozenset(self._groups), found, window_s)
+        if not self._hurried:
+            return found
+        little, much = 0.0, 1.0
+        for _ in range(_HASTES):
+            self._haste = (little + much) / 2
+            tried = self.within(window_s)
+            if tried.placed >= found.placed:
+                found, much = tried, self._haste
+            else:
+                little = self._haste
+        self._haste = much
+        return found
+
+    def _with(self, groups: frozenset[str], found: Assignment, window_s: float) -> Assignment:
+        """Those hurried, where it helps."""
+        before, self._hurried = self._hurried, groups
+        tried = self.within(window_s)
+        if tried.placed > found.placed:
+            return tried
+        self._hurried = before
+        return found
 
     def within(self, window_s: float, *, capped: bool = True, least_billed: bool = False) -> Assignment:
         """``least_billed``: what counts against a cap is to be least, rather than the cost."""
@@ -178,7 +218,8 @@ class _Problem:
                         way.billed_usd,
                     )
                     for way in group.ways
-                    if way.place in self._rooms and (each := self._each(way, window_s)) > 0
+                    if way.place in self._rooms
+                    and (each := self._each(way, window_s, self._haste if group.name in self._hurried else 0.0)) > 0
                 ),
             )
             for group in self._groups.values()
@@ -203,32 +244,39 @@ class _Problem:
         return best
 
     def plan(self, found: Assignment, window_s: float) -> BatchPlan:
-        placed: dict[str, int] = {}
         shares = []
-        for (name, place), lines in sorted(found.lines.items()):
+        for (name, place), lines in sorted(found.lines.items(), key=self._turn):
             way = self._way(name, place)
-            placed[name] = placed.get(name, 0) + lines
             amounts = (lines * way.cost_usd, lines * way.billed_usd, lines * way.service_s)
             shares.append(Share(name, place, lines, *amounts))
-        unplaced = {
-            name: group.lines - placed.get(name, 0)
-            for name, group in sorted(self._groups.items())
-            if group.lines > placed.get(name, 0)
-        }
+        unplaced = {name: lines for name, lines in self._unplaced(found).items() if lines}
         shortfall = self._shortfall(sum(unplaced.values()), window_s) if unplaced else None
         return BatchPlan(tuple(shares), unplaced, self._finish_s(found), found.bound, shortfall)
 
-    def _each(self, way: Way, window_s: float) -> float:
+    def _turn(self, item: tuple[tuple[str, str], int]) -> tuple[int, float, str, str]:
+        """Who can't go elsewhere later goes first, and the long before the short: these fill what is left."""
+        (name, place), _ = item
+        return len(self._places(name)), -self._way(name, place).service_s, name, place
+
+    def _places(self, group: str) -> set[str]:
+        return {way.place for way in self._groups[group].ways if way.place in self._rooms}
+
+    def _unplaced(self, found: Assignment) -> dict[str, int]:
+        left = {name: group.lines for name, group in sorted(self._groups.items())}
+        for (name, _), lines in found.lines.items():
+            left[name] -= lines
+        return left
+
+    def _each(self, way: Way, window_s: float, haste: float) -> float:
         """Lines that one slot of the place does in that time."""
         if window_s == inf:
             return 1.0
-        time_s = window_s - self._rooms[way.place].wait_s
+        time_s = window_s + haste * self._reserve_s - self._rooms[way.place].wait_s
         if time_s <= 0:
             return 0.0
         if way.service_s <= 0:
             return inf
-        tail_s = 0.0 if self._hurried else way.tail_s
-        each = floor(max(0.0, time_s - tail_s) / way.service_s * (1 + _SAME))
+        each = floor(max(0.0, time_s - (1 - haste) * way.tail_s) / way.service_s * (1 + _SAME))
         return max(1, each) if not way.sure else each
 
     def _finish_s(self, found: Assignment) -> float:
@@ -247,6 +295,8 @@ class _Problem:
         return next(way for way in self._groups[group].ways if way.place == place)
 
     def _shortfall(self, lines: int, window_s: float) -> Shortfall:
+        # What is said is that even so there is too little: with nothing kept back.
+        self._hurried, self._haste, self._reserve_s = frozenset(self._groups), 1.0, 0.0
         anywhere = self.within(inf, capped=False).placed
         if anywhere < self.total:
             return Shortfall("nowhere", self.total - anywhere)

@@ -267,7 +267,7 @@ def planned(house: House, deadline_s: float) -> Outcome:
         if house.now >= again_s:
             shares = _shares(house, world, deadline_s - house.now)
             again_s = house.now + deadline_s / _PLANS
-        for (alike, place), count in sorted(shares.items()):
+        for (alike, place), count in list(shares.items()):
             if not count or not house.room(place) > 0:
                 continue
             chosen = decide(replace(house.specs[alike], planned=place), CATALOG, _HASH, world).chosen

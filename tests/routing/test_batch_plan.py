@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import product
 from math import floor
 
@@ -20,7 +21,8 @@ money = st.sampled_from((0.0, 0.5, 1.0)) | st.floats(0.001, 2)
 def ways_there(draw: st.DrawFn) -> Way:
     cost = draw(money)
     billed = draw(st.sampled_from((0.0, cost)))
-    return Way(draw(places), cost, billed, draw(st.sampled_from((1.0, 2.0, 5.0)) | st.floats(0.5, 20)))
+    takes_s = draw(st.sampled_from((1.0, 2.0, 5.0)) | st.floats(0.5, 20))
+    return Way(draw(places), cost, billed, takes_s, tail_s=draw(st.sampled_from((0.0, 0.0, 1.0, 10.0))))
 
 
 groups_of_lines = st.lists(
@@ -60,6 +62,16 @@ def test_never_over_the_cap_nor_past_the_deadline_nor_where_it_may_not(
     for group in groups:
         assert placed.get(group.name, 0) + plan.unplaced.get(group.name, 0) == group.lines
     assert (plan.shortfall is None) == (not plan.unplaced)
+
+
+@given(groups_of_lines, rooms_now, times, caps)
+@settings(max_examples=200, deadline=None)
+def test_what_is_kept_back_costs_no_line_its_place(
+    groups: list[Group], rooms: dict[str, Room], left_s: float | None, cap_usd: float | None
+) -> None:
+    bold = [replace(group, ways=tuple(replace(way, tail_s=0.0) for way in group.ways)) for group in groups]
+    at_the_limit = plan_batch(bold, rooms, left_s, cap_usd, slack=0.0)
+    assert plan_batch(groups, rooms, left_s, cap_usd).lines == at_the_limit.lines
 
 
 def best_of_all(
@@ -245,6 +257,41 @@ def test_the_last_ones_begin_so_early_that_slow_ones_are_done() -> None:
     slow_at_times = Way("local", 0.001, 0.0, 2.0, tail_s=20.0)
     plan = plan_batch(thousand(local=slow_at_times, cloud=_CLOUD), _ROOMS, 200, slack=0.0)
     assert places_of(plan) == {"cloud": 640, "local": 360}
+
+
+def test_only_those_hurry_that_have_to() -> None:
+    """Without the reserve of those who may go anywhere the others get no place sooner."""
+    home = Way("local", 0.001, 0.0, 2.0, tail_s=60.0)
+    away = Way("cloud", 0.01, 0.01, 1.0, tail_s=60.0)
+    bound, free = Group("bound", 300, (home,)), Group("free", 1_000, (home, away))
+    plan = plan_batch([bound, free], _ROOMS, 200)
+    lines = {(share.group, share.place): share.lines for share in plan.shares}
+    assert lines == {("bound", "local"): 300, ("free", "cloud"): 1_000}
+    # With their reserve 50 slots do 6,000 lines, and there is no need for more.
+    crowd = plan_batch([bound, replace(free, lines=6_400)], _ROOMS, 200)
+    lines = {(share.group, share.place): share.lines for share in crowd.shares}
+    assert lines["bound", "local"] == 300
+    assert crowd.unplaced == {}
+
+
+def test_haste_is_as_little_as_it_takes() -> None:
+    """Eight lines on four slots in 100 s: two each. With nothing kept back ten would do."""
+    way = Way("local", 0.001, 0.0, 20.0, tail_s=60.0)
+    plan = plan_batch([Group("all", 8, (way,))], {"local": Room(4), "cloud": Room(0)}, 100)
+    assert plan.lines == 8
+    cheap = Way("slow", 0.0001, 0.0, 99.0, tail_s=0.0)
+    both = plan_batch([Group("all", 9, (cheap, way))], {"local": Room(4), "slow": Room(9)}, 100)
+    # The cheaper place does a line each, but only if nothing at all is kept for what turns out slower.
+    assert places_of(both) == {"local": 9}
+
+
+def test_who_can_go_nowhere_else_goes_first_and_long_lines_before_short_ones() -> None:
+    bound = Group("bound", 5, (_LOCAL,))
+    short, long = (
+        Group(name, 5, (replace(_LOCAL, service_s=s), _CLOUD)) for name, s in (("short", 1.0), ("zlong", 9.0))
+    )
+    plan = plan_batch([long, short, bound], _ROOMS, 3_600)
+    assert [share.group for share in plan.shares] == ["bound", "zlong", "short"]
 
 
 def test_a_guess_rules_nothing_out() -> None:
