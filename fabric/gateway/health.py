@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from fabric.contracts.catalog import TIERS
 from fabric.contracts.errors import Unavailable
-from fabric.gateway import describe
+from fabric.gateway import describe, zeros
 from fabric.gateway.budgets import balances
 from fabric.gateway.gateway import Gateway, Here
 from fabric.gateway.job_object import MESSAGES, parked_queue
@@ -91,10 +91,10 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
     tiers = [tier for tier in TIERS if catalog.of_tier(tier)]
     waits = {tier: backlog_s(tier, catalog, room, pace_s) for tier in tiers}
     hedges = await gateway.ask(reads.hedges())
-    dead = await _parked(gateway)
-    dead.update({f"fabric.{tier}.dead": jobs for tier, jobs in room.dead.items()})
-    if unreadable := await gateway.ask(bad_messages.kept_count()):
-        dead[MESSAGES] = unreadable
+    dead = Counter({f"fabric.{place.tier}.{place.name}": 0 for place in catalog.by_deployment.values()})
+    dead.update({f"fabric.{tier}.dead": room.dead.get(tier, 0) for tier in TIERS if tier in tiers or tier in room.dead})
+    dead.update(await _parked(gateway))
+    dead[MESSAGES] = await gateway.ask(bad_messages.kept_count())
     used = {
         budget.name: balance.taken / budget.limit
         for budget, balance in await balances(gateway, catalog.budgets)
@@ -108,12 +108,12 @@ async def _snapshot(gateway: Gateway) -> Snapshot:
         fenced,
         waits,
         blocks,
-        fallbacks,
+        zeros.fallbacks(catalog) | fallbacks,
         hedges,
         sorted(catalog.by_deployment),
         used,
         warned,
-        totals,
+        {**zeros.of_jobs(catalog), **totals},
         set_aside,
     )
 

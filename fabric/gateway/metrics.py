@@ -11,19 +11,28 @@ import os
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from fabric.contracts.budget import Unit
 from fabric.contracts.catalog import PRIVACY_LABELS, Tier
-from fabric.contracts.job import PRIORITIES
+from fabric.contracts.errors import Fault
+from fabric.contracts.job import ENDPOINTS, PRIORITIES
+from fabric.contracts.limits import LimitKind
 from fabric.gateway import counted
 from fabric.store.counts import Counts
 from fabric.store.transitions import Room
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: What answers to inference are counted from the beginning.
+_STATUSES = ("200", "429", "500", "502", "503", "504")
+#: (whose, in what).
+_BUDGETS = tuple(product(("tenant", "key", "tag", "all"), get_args(Unit)))
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 
 
@@ -72,6 +81,18 @@ class Metrics:
             registry=self.registry,
         )
         self.accept_seconds = stages.labels("accept", "")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Counters with labels that are known beforehand begin at 0: the first failure of a kind is an increase."""
+        for fault in get_args(Fault):
+            self.errors.labels(fault)
+        for scope, kind in product(("key", "tenant"), get_args(LimitKind)):
+            self.refusals.labels(scope, kind)
+        for scope, unit in _BUDGETS:
+            self.budget_blocks.labels(scope, unit)
+        for path, status in product(ENDPOINTS, _STATUSES):
+            self.requests.labels(path, "POST", status)
 
     def exposition(self, snapshot: Snapshot | None) -> bytes:
         """The text format. ``None``: the store is away and its part is left out."""
@@ -202,8 +223,8 @@ def _budget_warnings(told: Mapping[tuple[str, str], int]) -> Metric:
     family = CounterMetricFamily(
         "fabric_budget_warnings", "Windows of soft budgets that were used up.", labels=("scope", "unit")
     )
-    for labels, count in told.items():
-        family.add_metric(labels, count)
+    for labels in sorted({*_BUDGETS, *told}):
+        family.add_metric(labels, told.get(labels, 0))
     return family
 
 

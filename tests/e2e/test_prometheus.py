@@ -256,27 +256,40 @@ def seen(prometheus: Prometheus, before: dict[str, float]) -> bool:
 
 @pytest.fixture(scope="module")
 def loaded(prometheus: Prometheus, http: httpx.Client) -> tuple[Prometheus, float]:
-    """Prometheus after two loads that it has seen, one after the other: a counter's first sample says nothing of a
-    rate. And the second before the first of them."""
-    since = prometheus.now()
-    for _ in range(2):
-        before = left(prometheus)
-        load(http)
-        until(partial(seen, prometheus, before), within_s=PATIENCE_S, hint="for the load to be scraped")
+    """Prometheus after one load that it has seen, and the second before it. One is enough: counters begin at 0."""
+    since, before = prometheus.now(), left(prometheus)
+    load(http)
+    until(partial(seen, prometheus, before), within_s=PATIENCE_S, hint="for the load to be scraped")
     return prometheus, since
 
 
 def test_figures_are_there_while_nothing_fails(prometheus: Prometheus, http: httpx.Client) -> None:
     """A share of nothing is 0, not a gap that looks as if the figure couldn't be had."""
     since = prometheus.now()
-    answered = 'sum(fabric_http_requests_total{route="/v1/chat/completions",status="200"})'
-    recorded = 'sum(max by (deployment) (fabric_jobs_total{outcome="succeeded"}))'
-    for count in (1, 2):
-        assert http.post("/v1/chat/completions", json=ask("plain")).status_code == 200
-        for counter in (answered, recorded):
-            until(partial(prometheus.value, f"{counter} >= {count}"), within_s=PATIENCE_S, hint="for a scrape")
+    assert http.post("/v1/chat/completions", json=ask("plain")).status_code == 200
+    for counter in (
+        'sum(fabric_http_requests_total{route="/v1/chat/completions",status="200"})',
+        'sum(max by (deployment) (fabric_jobs_total{outcome="succeeded"}))',
+    ):
+        until(partial(prometheus.value, f"{counter} >= 1"), within_s=PATIENCE_S, hint="for a scrape")
     figures = [panel for panel in panels() if panel.of_zero]
     assert [panel.where for panel in figures if not prometheus.drawn(panel.query, since)] == []
+
+
+#: Each happened once.
+FIRSTS = (
+    'sum(max by (tier, deployment) (increase(fabric_jobs_total{outcome="dead"}[1h])))',
+    'sum(max by (tier, deployment) (increase(fabric_jobs_total{outcome="expired"}[1h])))',
+    "sum(max by (from_tier) (increase(fabric_fallbacks_total[1h])))",
+    'sum(increase(fabric_errors_total{fault="caller"}[1h]))',
+    'sum(increase(fabric_http_requests_total{route="/v1/chat/completions",status="502"}[1h]))',
+)
+
+
+def test_the_first_failure_of_a_kind_is_an_increase(loaded: tuple[Prometheus, float]) -> None:
+    prometheus, _ = loaded
+    found = {query: prometheus.value(query) for query in FIRSTS}
+    assert {query: value > 0 for query, value in found.items()} == dict.fromkeys(FIRSTS, True), found
 
 
 def test_every_panel_shows_something(loaded: tuple[Prometheus, float]) -> None:
@@ -306,7 +319,7 @@ def test_every_rule_is_evaluated_over_series_that_exist(loaded: tuple[Prometheus
 
 
 def test_what_is_wrong_is_alerted_and_nothing_else(loaded: tuple[Prometheus, float]) -> None:
-    """The two dead letters. What such a load also looks like for some minutes (its errors are many for so few
+    """The dead letter. What such a load also looks like for some minutes (its errors are many for so few
     requests) is waited out by the rules."""
     prometheus, _ = loaded
 

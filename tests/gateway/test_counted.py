@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from fabric.contracts.catalog import Catalog
 from fabric.contracts.completion import Completion, EarlierAttempt
 from fabric.contracts.job import JobSpec, Measures, Usage
+from fabric.gateway import zeros
 from fabric.store import Store, counts
 
 if TYPE_CHECKING:
@@ -89,3 +91,40 @@ def test_stages_of_the_store_and_of_the_gateway_are_one_histogram(
         if name == "fabric_stage_seconds_bucket" and ("stage", "engine") in labels
     }
     assert (buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (0, 2, 2)
+
+
+def test_counters_begin_at_zero(gateway: Served) -> None:
+    """For everything that is known beforehand, so that the first failure of a kind is an increase."""
+    with gateway.http() as http:
+        found = samples(http)
+    place = {"tier": "cpu", "deployment": "small-cpu"}
+    for name, labels in (
+        ("fabric_jobs_total", {**place, "outcome": "dead"}),
+        ("fabric_jobs_total", {"tier": "none", "deployment": "none", "outcome": "expired"}),
+        ("fabric_attempts_total", {**place, "result": "requeued"}),
+        ("fabric_tokens_total", {**place, "kind": "reasoning"}),
+        ("fabric_cost_usd_total", place),
+        ("fabric_stage_seconds_count", {"stage": "engine", "tier": "cpu"}),
+        ("fabric_errors_total", {"fault": "provider"}),
+        ("fabric_rate_limit_refusals_total", {"scope": "key", "limit": "tokens"}),
+        ("fabric_budget_blocks_total", {"scope": "tag", "unit": "usd"}),
+        ("fabric_budget_warnings_total", {"scope": "all", "unit": "tokens"}),
+        ("fabric_http_requests_total", {"route": "/v1/embeddings", "method": "POST", "status": "503"}),
+        ("fabric_dead_letters", {"queue": "fabric.cpu.small-cpu"}),
+        ("fabric_dead_letters", {"queue": "messages"}),
+    ):
+        assert found[name, tuple(sorted(labels.items()))] == 0, (name, labels)
+
+
+def test_moves_begin_at_zero_between_the_tiers_of_one_model() -> None:
+    catalog = Catalog.model_validate(
+        {
+            "models": [
+                {"name": "a", "deployments": [{"engine": "mock", "tier": "cpu"}, {"engine": "mock", "tier": "cloud"}]},
+                {"name": "b", "deployments": [{"engine": "mock", "tier": "gpu"}]},
+            ]
+        }
+    )
+    moves = zeros.fallbacks(catalog)
+    assert {(left, to) for left, to, _ in moves} == {("cpu", "cloud"), ("cloud", "cpu")}
+    assert {"engine_error", "provider_unavailable"} <= {reason for *_, reason in moves} and not any(moves.values())
