@@ -115,7 +115,7 @@ def test_a_cpu_model_variable_that_nothing_would_use_is_an_error() -> None:
         ),
         (
             MODELS.replace("mock", "anthropic").replace("cpu}", "cloud, capabilities: [chat, logprobs, completions]}"),
-            "fabric.yaml:4: `models[0].deployments[0]` is wrong: `capabilities`: Anthropic's API has no completions, no",
+            "fabric.yaml:4: `models[0].deployments[0]` is wrong: `capabilities`: Anthropic's API has no completions,",
         ),
         (MODELS.replace("mock", "mokc"), "fabric.yaml:4: `models[0].deployments[0].engine` is wrong: use 'llamacpp'"),
         ("\nprivacy:\n  restricted: {redact: true}\n", "fabric.yaml:3: `privacy.restricted.tiers` is missing."),
