@@ -67,7 +67,7 @@ def _file(part: str, deployment: Deployment) -> Finding:
 def _command(part: str, deployment: Deployment) -> Finding:
     from fabric.fit.memory import gpu_memory
     from workers.engines.api_options import options_of
-    from workers.engines.vllm_options import VllmOptions
+    from workers.engines.vllm_options import VllmOptions, missing_for_tools
     from workers.engines.vllm_process import located
     from workers.engines.vllm_room import check_room
 
@@ -80,6 +80,8 @@ def _command(part: str, deployment: Deployment) -> Finding:
             "purpose."
         )
         return Finding(part, "warning", f"there is no command {program} here", todo)
+    if (missing := missing_for_tools(deployment, options)) is not None:
+        return Finding(part, "warning", f"vLLM is {program}, but takes no tools", f"{missing}.")
     return Finding(part, "ok", f"vLLM is {program}")
 
 

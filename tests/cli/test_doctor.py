@@ -219,6 +219,8 @@ models:
       - {{engine: llamacpp, tier: cpu, name: misspelt, model: {model}, options: {{thread: 2}}}}
       - {{engine: vllm, tier: gpu, name: nowhere, model: org/name, options: {{command: [/nowhere/vllm]}}}}
       - {{engine: vllm, tier: gpu, name: here, model: org/name, options: {{command: [{sys.executable}]}}}}
+      - {{engine: vllm, tier: gpu, name: handless, model: org/name, options: {{command: [{sys.executable}]}},
+         capabilities: [chat, tools]}}
       - {{engine: vllm, tier: gpu, name: told, model: org/name, options: {{args: {{port: 1}}}}}}
       - {{engine: openai, tier: cloud, name: hosted, model: gpt-4o, api_key_env: A_KEY, options: {{proxy: "socks5://x"}}}}
 """)
@@ -231,6 +233,7 @@ models:
     assert "no option `thread`" in of(findings, "deployment misspelt", "error")[0]["todo"]
     assert "the extra `gpu`" in of(findings, "deployment nowhere", "warning")[0]["todo"]
     assert sys.executable in of(findings, "deployment here", "ok")[0]["said"]
+    assert "`enable-auto-tool-choice`" in of(findings, "deployment handless", "warning")[0]["todo"]
     assert "`port` is written by the fabric" in of(findings, "deployment told", "error")[0]["todo"]
     assert "`options.proxy` is wrong" in of(findings, "deployment hosted", "error")[0]["todo"]
 

@@ -8,7 +8,9 @@ query: {api-version: "2024-10-21"}}``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError
@@ -42,10 +44,19 @@ class OpenAICalls:
     """Requests and answers of one OpenAI-compatible API."""
 
     def __init__(
-        self, model: str, api: Api, options: CompatibleOptions, *, prefix: str = "", ours: bool = False
+        self,
+        model: str,
+        api: Api,
+        options: CompatibleOptions,
+        *,
+        prefix: str = "",
+        ours: bool = False,
+        said: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body,
     ) -> None:
         """``prefix``: what the paths have before ``/chat/completions`` and is not in the API's address. ``ours``:
-        nobody else reads what the server is told, so that it may know which trace a request is of."""
+        nobody else reads what the server is told, so that it may know which trace a request is of. ``said``: a body in
+        the server's own words, where it has others than OpenAI."""
+        self._said = said
         self._prefix = prefix
         self._model = model
         self._api = api
@@ -71,7 +82,7 @@ class OpenAICalls:
 
     def _content(self, request: Request) -> bytes:
         return request_body(
-            request.body,
+            self._said(request.body),
             self._model,
             stream=request.stream,
             stream_usage=self._options.stream_usage,

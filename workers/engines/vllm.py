@@ -23,7 +23,7 @@ from workers.engines.engine import Answer, Emit, Engine, EngineState, Request
 from workers.engines.http import Api
 from workers.engines.openai import OpenAICalls
 from workers.engines.vllm_load import Load, parse_load, slots_for
-from workers.engines.vllm_options import VllmOptions, check, serve_command
+from workers.engines.vllm_options import VllmOptions, check, in_vllms_words, missing_for_tools, serve_command
 from workers.engines.vllm_process import VllmProcess
 from workers.engines.vllm_room import check_room
 
@@ -87,6 +87,8 @@ class VllmEngine(Engine):
         return "loading" if self._loading else "away"
 
     async def start(self) -> None:
+        if (missing := missing_for_tools(self.deployment, self._options)) is not None:
+            log.warning("deployment %s: %s", self.deployment.name, missing)
         if not self.deployment.base_url:
             await asyncio.to_thread(check_room, self.deployment, self._options, gpu_memory())
         self._keeper = asyncio.create_task(self._attach() if self.deployment.base_url else self._keep_running())
@@ -243,9 +245,8 @@ class VllmEngine(Engine):
 
     def _connect(self, api: Api) -> None:
         self._slots = self._configured
-        calls = OpenAICalls(
-            self.deployment.model, api, self._options, prefix="/v1", ours=self.deployment.tier != "cloud"
-        )
+        ours = self.deployment.tier != "cloud"
+        calls = OpenAICalls(self.deployment.model, api, self._options, prefix="/v1", ours=ours, said=in_vllms_words)
         self._link = _Link(api, calls)
         self._up.set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -67,6 +67,20 @@ def check(deployment: Deployment, options: VllmOptions) -> None:
         raise ConfigError(f"{name}: a key is for a server that runs at `base_url`; one started here gets its own.")
 
 
+def missing_for_tools(deployment: Deployment, options: VllmOptions) -> str | None:
+    """What a server of our own would need to take the tools that the deployment claims to."""
+    if deployment.base_url or "tools" not in deployment.capabilities or not is_plain(options.args):
+        return None
+    given = set(_names(options.args))
+    missing = [f"`{name}`" for name in ("enable-auto-tool-choice", "tool-call-parser") if name not in given]
+    if not missing or "config" in given:
+        return None
+    return (
+        "`tools` is among the capabilities, but vLLM refuses tools that a model may choose to call: set "
+        f"{' and '.join(missing)} in `options.args`, or leave `tools` out"
+    )
+
+
 def serve_command(deployment: Deployment, options: VllmOptions, port: int) -> list[str]:
     """``vllm serve …``. The context window and the slots are the deployment's, unless ``args`` say otherwise,
     so that the scheduler and vLLM count alike."""
@@ -81,6 +95,15 @@ def serve_command(deployment: Deployment, options: VllmOptions, port: int) -> li
         # A line for every request, and for every look at the load, would hide what is news.
         command.append("--disable-uvicorn-access-log")
     return command + (_words(options.args) if isinstance(options.args, dict) else list(options.args))
+
+
+def in_vllms_words(body: dict[str, Any]) -> dict[str, Any]:
+    """A grammar goes to vLLM beside what OpenAI knows, and not as a format of the answer."""
+    wanted = body.get("response_format")
+    if not isinstance(wanted, dict) or wanted.get("type") != "grammar":
+        return body
+    rest = {name: value for name, value in body.items() if name != "response_format"}
+    return rest | {"structured_outputs": {"grammar": wanted["grammar"]}}
 
 
 def argument(args: Args, name: str) -> str | None:

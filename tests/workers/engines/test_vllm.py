@@ -23,7 +23,7 @@ from fabric.contracts.job import Usage
 from workers.engines import build, vllm
 from workers.engines.api_options import options_of
 from workers.engines.vllm import VllmEngine
-from workers.engines.vllm_options import VllmOptions, serve_command
+from workers.engines.vllm_options import VllmOptions, in_vllms_words, missing_for_tools, serve_command
 from workers.engines.vllm_process import located
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -175,6 +175,30 @@ async def test_what_would_do_nothing_is_refused(more: dict[str, Any], named: str
         await engine.start()
     assert named in str(caught.value)
     assert "sk-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "more", "missing"),
+    [
+        (["chat"], {}, None),
+        (["chat", "tools"], {}, "`enable-auto-tool-choice` and `tool-call-parser`"),
+        (["chat", "tools"], {"options": {"args": ["--enable-auto-tool-choice"]}}, "set `tool-call-parser` in"),
+        (["tools"], {"options": {"args": {"enable_auto_tool_choice": True, "tool-call-parser": "hermes"}}}, None),
+        (["tools"], {"options": {"args": {"config": "/vllm.yaml"}}}, None),  # it may be there
+        (["tools"], {"base_url": "http://localhost:8000"}, None),  # whoever runs it knows
+    ],
+)
+def test_tools_need_arguments(capabilities: list[str], more: dict[str, Any], missing: str | None) -> None:
+    place = deployment(capabilities=capabilities, **more)
+    said = missing_for_tools(place, options_of(place, VllmOptions))
+    assert said is None if missing is None else said is not None and missing in said
+
+
+def test_a_grammar_in_vllms_words() -> None:
+    body = {"messages": [], "response_format": {"type": "grammar", "grammar": "root ::= [0-9]"}}
+    assert in_vllms_words(body) == {"messages": [], "structured_outputs": {"grammar": "root ::= [0-9]"}}
+    for other in ({"messages": []}, {"response_format": {"type": "json_object"}}, {"response_format": None}):
+        assert in_vllms_words(other) == other
 
 
 def test_build_knows_the_engine() -> None:

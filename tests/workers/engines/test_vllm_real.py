@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,19 @@ async def test_a_schema_is_kept_to(engine: VllmEngine, run: Any) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "yes_or_no", "schema": {"enum": ["yes", "no"]}}}
     answer = await run(engine)({**BODY, "response_format": schema})
     assert orjson.loads(answer.body["choices"][0]["message"]["content"]) in ("yes", "no")
+
+
+async def test_a_grammar_is_kept_to(engine: VllmEngine, run: Any) -> None:
+    grammar = 'root ::= ("yes" | "no") ", " [0-9] [0-9]'
+    asked = {**BODY, "response_format": {"type": "grammar", "grammar": grammar}}
+    answer = await run(engine)(asked)
+    assert re.fullmatch("(yes|no), [0-9][0-9]", answer.body["choices"][0]["message"]["content"])
+    streamed = run(engine)
+    await streamed(asked, stream=True)
+    assert text_of(streamed.chunks) == answer.body["choices"][0]["message"]["content"]
+    with pytest.raises(EngineRejected):
+        await run(engine)({**BODY, "response_format": {"type": "grammar", "grammar": "root ::= ("}})
+    assert (await run(engine)(BODY)).body  # the server has lived through it
 
 
 @pytest.mark.parametrize("body", [{"max_tokens": 5000}, {"messages": [{"role": "user", "content": "long " * 3000}]}])
