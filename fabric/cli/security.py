@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -58,9 +59,24 @@ class _Place(click.ParamType[str]):
     type=_Place("amqp", "amqps"),
     help="Where RabbitMQ is; its path is the virtual host. [default: Redis carries messages, too]",
 )
+@click.option("--tls", is_flag=True, help="Make an authority, too, and certificates of the servers for these URLs.")
+@click.option(
+    "--containers",
+    is_flag=True,
+    help="The servers run under users of their own, with single files mounted: those may be read by them. The folder "
+    "itself is its owner's alone.",
+)
 @config_option
 @json_option
-def init(out: Path, redis_url: str, rabbitmq_url: str | None, config: Path | None, as_json: bool) -> None:
+def init(
+    out: Path,
+    redis_url: str,
+    rabbitmq_url: str | None,
+    tls: bool,
+    containers: bool,
+    config: Path | None,
+    as_json: bool,
+) -> None:
     """Write an access list for Redis, definitions for RabbitMQ, and an environment file for each role.
 
     The secret is the one that there is, else a new one; workers get the keys of their tier's trust zones.
@@ -68,14 +84,16 @@ def init(out: Path, redis_url: str, rabbitmq_url: str | None, config: Path | Non
     What is there already isn't overwritten: to change passwords, write another folder, load it, and start the
     processes with its files.
     """
-    from fabric.security import Access, files
+    from fabric.security import Access, certificates, files, is_a_servers
     from fabric.settings.secret import kept_secret
 
     settings = begin(config)
     zones = {tier: {d.zone for d in settings.catalog.of_tier(tier)} or {zone_of(tier)} for tier in TIERS}
     secret = kept_secret(settings) or secrets.token_hex(32)
     written = files(Access(redis_url, rabbitmq_url or ""), secret, zones)
-    _write(out, written)
+    if tls:
+        written |= certificates(_hosts(redis_url, rabbitmq_url))
+    _write(out, written, shared={name for name in written if containers and is_a_servers(name)})
     if as_json:
         print_json({"out": str(out), "files": sorted(written)})
         return
@@ -138,14 +156,29 @@ def _replace(path: Path, text: str) -> None:
         raise ConfigError(f"Can't write {path} ({error.strerror}).") from None
 
 
-def _write(out: Path, texts: dict[str, str]) -> None:
-    """For the owner alone.
+def _hosts(redis_url: str, rabbitmq_url: str | None) -> dict[str, str]:
+    """Server -> what its certificate is for. Raises ``ConfigError``."""
+    hosts = {}
+    for server, url in (("redis", redis_url), ("rabbitmq", rabbitmq_url)):
+        if url is None:
+            continue
+        parts = urlsplit(url)
+        if parts.scheme not in ("rediss", "amqps") or not parts.hostname:
+            raise ConfigError(f"--tls needs a URL that speaks TLS and names a host, for {server}: rediss://, amqps://.")
+        hosts[server] = parts.hostname
+    return hosts
+
+
+def _write(out: Path, texts: dict[str, str], shared: set[str]) -> None:
+    """For the owner alone, but for those that are ``shared``, which others may read who get to them.
 
     Raises:
         ConfigError: one of them is there, or the folder can't be written; then nothing is.
     """
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if shared and stat.S_IMODE(out.stat().st_mode) & 0o077:
+            raise ConfigError(f"Others can enter {out}, and would find files there that they can read: chmod 700 {out}")
         if there := sorted(name for name in texts if os.path.lexists(out / name)):
             raise ConfigError(
                 f"{out / there[0]} is there already, and may be in use: nothing was written. Choose another folder, or "
@@ -153,6 +186,8 @@ def _write(out: Path, texts: dict[str, str]) -> None:
             )
         for name, text in texts.items():
             descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            if name in shared:
+                os.fchmod(descriptor, 0o644)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)
     except OSError as error:

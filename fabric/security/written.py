@@ -17,6 +17,11 @@ ACL_FILE = "redis.acl"
 DEFINITIONS = "rabbitmq.json"
 
 
+def is_a_servers(name: str) -> bool:
+    """Whether Redis or RabbitMQ read the file: the others are for processes of the fabric."""
+    return name in (ACL_FILE, DEFINITIONS) or name.endswith((".pem", ".key"))
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """Where the servers are, without users. ``rabbitmq_url``: empty where Redis carries messages, too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -235,6 +236,33 @@ def test_what_is_referred_to_exists(built: list[dict[str, Any]]) -> None:
         mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
         templates = {"data"} if name in ("fabric-valkey", "fabric-postgres") else set()
         assert mounted == {volume["name"] for volume in pod["spec"].get("volumes", [])} | templates, name
+
+
+#: Deployment -> whose user it has.
+_USERS = {
+    **{f"fabric-{role}": f"fabric-access-{role}" for role in ("gateway", "scheduler", "recorder")},
+    **{f"fabric-{tier}-worker": f"fabric-access-worker-{tier}" for tier in ("cpu", "gpu", "cloud")},
+}
+
+
+def test_with_least_rights_each_role_has_its_own_user(folder: Path, tool: Any, tmp_path: Path) -> None:
+    kubectl = tool("kubectl", "Debian: kubernetes-client")
+    copied = shutil.copytree(folder / "kubernetes", tmp_path / "kubernetes")
+    file = copied / "overlays/gpu/kustomization.yaml"
+    with_it = yaml.safe_load(file.read_text())
+    with_it["components"].append("../../components/least-rights")
+    file.write_text(yaml.safe_dump(with_it))
+    said = subprocess.run([kubectl, "kustomize", str(file.parent)], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    seen = set()
+    for name, pod in pods(list(yaml.safe_load_all(said.stdout))):
+        seen.add(name)
+        for container in containers(pod):
+            for variable in container["env"]:
+                secret = variable.get("valueFrom", {}).get("secretKeyRef")
+                if variable["name"] in ("FABRIC_REDIS_URL", "FABRIC_BROKER_URL", "FABRIC_ZONE_KEYS"):
+                    assert (secret["name"], secret["key"]) == (_USERS[name], variable["name"])
+    assert seen == set(_USERS)
 
 
 def test_the_local_clusters_keys_are_of_its_secret(folder: Path) -> None:
