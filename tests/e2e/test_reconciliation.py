@@ -167,7 +167,8 @@ class Run:
         self.fabric, self.http, self.provider = fabric, http, provider
 
     def whole(self) -> None:
-        until(lambda: len(self.http.get("/v1/budgets").json()["data"]) == 4, within_s=30)
+        # Until its budgets are counted it says 503.
+        until(lambda: self.http.post(CHATS, json=ask("local")).status_code == 200, within_s=PATIENCE_S)
         self._hedged()
         for n in range(5):
             assert self._chat(ask("moving", tags=[] if n % 2 else ["half"])).headers["x-fabric-deployment"] == "net"

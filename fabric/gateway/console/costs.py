@@ -21,6 +21,8 @@ from fabric.ledger.costs import Filter, Row
 from fabric.ledger.sums import DAY_MS
 
 _SHOWS = ("GET", "/v1/costs")
+#: Of jobs that ended in the backlog.
+NOT_PLACED = "not placed"
 _DAYS = (7, 30, 90)
 #: Money moves slowly: one reading serves everybody who looks in this time.
 AGE_S = 5.0
@@ -73,21 +75,21 @@ def summed(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def by(rows: Sequence[Row], name: str) -> dict[str, dict[str, Any]]:
-    """Sums by tier or tenant; what a row doesn't have is ``none``."""
-    names = sorted({row[name] or "none" for row in rows})
-    return {one: summed(row for row in rows if (row[name] or "none") == one) for one in names}
+    """Sums by tier or tenant; jobs that ended before they had a tier are ``not placed``."""
+    names = sorted({row[name] or NOT_PLACED for row in rows})
+    return {one: summed(row for row in rows if (row[name] or NOT_PLACED) == one) for one in names}
 
 
 def _values(rows: Sequence[Row], since_ms: int, days: int) -> dict[str, Any]:
     at = [since_ms + number * DAY_MS for number in range(days)]
     spent: dict[tuple[int, str], float] = {}
     for row in rows:
-        place = (row["day"], row["tier"] or "none")
+        place = (row["day"], row["tier"] or NOT_PLACED)
         spent[place] = spent.get(place, 0.0) + row["cost_usd"]
     tiers = sorted({tier for _, tier in spent})
     per_tier = {tier: [round(spent.get((ms, tier), 0.0), 9) for ms in at] for tier in tiers}
     chart = {"x": [ms // 1000 for ms in at], "unit": "US$", "day": True}
-    series = [{"name": tier, "y": values} for tier, values in per_tier.items()]
+    series = [{"name": tier, "y": values} for tier, values in per_tier.items() if tier != NOT_PLACED or any(values)]
     table = [
         {"day_ms": ms, "by_tier": [per_tier[tier][number] for tier in tiers]}
         for number, ms in enumerate(at)

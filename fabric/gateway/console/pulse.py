@@ -130,7 +130,8 @@ def _tier(shown: Mapping[str, object], window: Counts, backlog_seconds: Mapping[
         tier=tier,
         workers=shown["workers"],  # type: ignore[arg-type]
         slots=shown["slots"],  # type: ignore[arg-type]
-        busy=shown["busy"],  # type: ignore[arg-type]
+        # More are at a worker than run: some wait at its gate.
+        busy=sum(min(place["busy"], place["slots"]) for place in shown["deployments"]),  # type: ignore[attr-defined]
         backlog=shown["backlog"],  # type: ignore[arg-type]
         backlog_s=backlog_seconds.get(tier, 0.0),
         wait_p50_s=counts.quantile(window, "wait", tier, 0.5),

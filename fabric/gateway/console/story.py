@@ -46,9 +46,11 @@ def story(job: Mapping[str, Any], now_ms: int) -> Story:
     spans: list[tuple[Kind, int, int, str | None]] = []
     at = begin
     for attempt in job["attempts"]:
+        # A second try that ran beside the one before, which it outran: that time is on the line already.
+        beside = attempt.get("claimed_ms") is not None and attempt["claimed_ms"] < at
         for kind, name in (("backlog", "dispatched_ms"), ("queue", "claimed_ms"), ("engine", "ended_ms")):
             until = attempt.get(name)
-            if until is not None and until >= at:
+            if until is not None and until >= at and not (beside and until == at):
                 spans.append((kind, at, until, None if kind == "backlog" else attempt["deployment"]))  # type: ignore[arg-type]
                 at = until
     if job["finished_ms"] is not None and job["finished_ms"] > at:

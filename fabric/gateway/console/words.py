@@ -57,6 +57,11 @@ def moment(ms: int | None) -> str:
     return NOTHING if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
+def clock(ms: int) -> str:
+    """The time of the day, to the millisecond, in UTC. ``ms``: milliseconds since the epoch."""
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%H:%M:%S}.{ms % 1000:03}"
+
+
 def machine_time(ms: int) -> str:
     """For the ``datetime`` attribute."""
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -69,5 +74,6 @@ FILTERS = {
     "dollars": dollars,
     "share": share,
     "moment": moment,
+    "clock": clock,
     "machine_time": machine_time,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -208,7 +210,7 @@ def test_costs_add_up(gateway: Served, console: httpx.Client) -> None:
     zeros = dict.fromkeys((*SUM_COUNTS, *SUM_AMOUNTS), 0)
     keys = {"period": "brief", "tag": "", "key_id": "", "endpoint": CHAT, "model": "small", "deployment": "d"}
     today_ms = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS
-    spent = [("acme", "cpu", 1.25, 3.0), ("acme", "cloud", 2.0, 2.0), ("other", "cpu", 0.5, 1.0)]
+    spent = [("acme", "cpu", 1.25, 3.0), ("acme", "cloud", 2.0, 2.0), ("other", "cpu", 0.5, 1.0), ("other", "", 0, 0)]
     rows = [
         {**zeros, **keys, "tenant": tenant, "tier": tier, "at_ms": today_ms - DAY_MS, "requests": 10}
         | {"cost_usd": cost, "compared_usd": cost, "cloud_equivalent_usd": cloud}
@@ -219,4 +221,6 @@ def test_costs_add_up(gateway: Served, console: httpx.Client) -> None:
     page = console.get("/costs", params={"days": 7}).text
     assert "<dd>$3.75 <small>in 7 days" in page and "<dd>$2.25 <small>against the cloud" in page
     assert "acme" in page and "$3.25" in page and page.index(">acme<") < page.index(">other<")
-    assert "$125.00" in page  # a thousand jobs
+    assert "$93.75" in page  # a thousand jobs
+    chart = html.unescape(re.findall(r'data-chart="([^"]*)"', page)[0])
+    assert ">not placed<" in page and "not placed" not in chart, "no line for what never costs anything"

@@ -71,6 +71,17 @@ def test_a_story_that_goes_on_ends_now() -> None:
     assert [(part.kind, part.seconds) for part in waiting.parts] == [("backlog", 2.0)]
 
 
+def test_a_second_try_that_outran_the_first_adds_no_time() -> None:
+    first = {"deployment": "a", "dispatched_ms": 1_100, "claimed_ms": 1_200, "ended_ms": 2_000}
+    second = {"deployment": "b", "dispatched_ms": 1_500, "claimed_ms": 1_600, "ended_ms": 2_000}
+    told = story(_job(attempts=[first, second]), 9_000)
+    assert [(part.kind, part.place) for part in told.parts] == [("backlog", None), ("queue", "a"), ("engine", "a")]
+
+
+def test_a_time_of_day_has_milliseconds() -> None:
+    assert words.clock(86_400_000 + 3_661_007) == "01:01:01.007"
+
+
 def test_a_clock_that_ran_backwards_adds_nothing() -> None:
     attempt = {"deployment": "d", "dispatched_ms": 900, "claimed_ms": 1_200, "ended_ms": 1_100}
     assert story(_job(attempts=[attempt], finished_ms=1_200), 9_000).seconds == 0.2

@@ -27,7 +27,8 @@ function draw(place) {
   if (known) known.plot.destroy();
   const ink = colour("soft");
   const axis = { stroke: ink, grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 } };
-  const unit = told.unit === "US$" ? (value) => `$${value.toPrecision(3)}` : (value) => `${value} ${told.unit}`;
+  const money = (value) => (value ? `$${Number(value.toPrecision(3))}` : "$0");
+  const unit = told.unit === "US$" ? money : (value) => `${value} ${told.unit}`;
   const plot = new uPlot(
     {
       width: place.clientWidth - 20,
@@ -37,7 +38,7 @@ function draw(place) {
       scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
       axes: [
         { ...axis, space: told.day ? 100 : 60, values: (_, ticks) => ticks.map((at) => (told.day ? day : clock)(at)) },
-        { ...axis, size: 64, incrs: told.day ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000] },
+        { ...axis, size: 72, values: told.unit === "US$" ? (_, ticks) => ticks.map(money) : undefined, incrs: told.day ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000] },
       ],
       series: [
         { label: told.day ? "day" : "time", value: (_, at) => (at == null ? "–" : (told.day ? day : clock)(at)) },
