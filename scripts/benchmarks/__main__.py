@@ -22,6 +22,7 @@ _BENCHMARKS = (
     "dispatch",
     "plan",
     "sealing",
+    "tracing",
 )
 
 

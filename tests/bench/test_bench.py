@@ -82,6 +82,14 @@ def test_decision() -> None:
     assert report["candidates"] == 20
 
 
+def test_tracing() -> None:
+    """All spans of every job come to the collector, and what isn't kept costs next to nothing."""
+    pytest.importorskip("opentelemetry.sdk")
+    report = bench("tracing", "--jobs", "500")
+    assert report["spans_per_job"] == 5
+    assert report["us_per_job"]["gateway, not kept"] < report["us_per_job"]["gateway, kept"]
+
+
 def test_dispatch() -> None:
     report = bench("dispatch", "--jobs", "3000")
     assert (report["jobs"], report["ratio"]) == (3_000, None)
