@@ -1,9 +1,10 @@
 """Second tries: a job that takes longer at its place than 19 of 20 would is tried at another one, too.
 
-Only for policies that say so (``hedge: true``), for whole answers, and for one job in ten at most: when a place
-becomes slow as a whole its work must not be doubled. The second try is a job of its own, pinned to its place and
-decided as every other one: label, permissions, budgets and limits are checked again. Which of the two counts is
-settled in the store (``parts/ending.lua``). What waits here is lost with the process: such a job isn't tried twice.
+Only for policies that say so (``hedge: true``), for streams until their first token, and for one job in ten at most:
+when a place becomes slow as a whole its work must not be doubled. The second try is a job of its own, pinned to its
+place and decided as every other one: label, permissions, budgets and limits are checked again. Which of the two counts
+is settled in the store (``parts/ending.lua``, ``speak.lua``). What waits here is lost with the process: such a job
+isn't tried twice.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def second(
     """After how many seconds, as which job and where one that is sent to ``place`` is to be tried again; ``None``: not
     at all. Pure but for the new job's id."""
     policy = catalog.by_policy.get(decision.policy)
-    if policy is None or not policy.hedge or spec.stream or spec.batch_id or spec.shadow_of or spec.hedge_of:
+    if policy is None or not policy.hedge or spec.batch_id or spec.shadow_of or spec.hedge_of:
         return None
     other = next((c.deployment for c in decision.plan if c.deployment != place and c.live), None)
     deployments = catalog.by_deployment

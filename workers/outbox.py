@@ -94,9 +94,21 @@ class Outbox:
 
     async def _emit(self, pieces: list[Piece]) -> None:
         kept = await self._insist(transitions.emit(pieces))
+        unsettled = []
         for piece, answer in zip(pieces, kept, strict=True):
-            if not answer:
+            if answer == transitions.UNSETTLED:
+                unsettled.append(piece)
+            elif not answer:
                 self._lost(piece.job_id, piece.attempt)
+        if unsettled:
+            await self._settle(unsettled)
+
+    async def _settle(self, pieces: list[Piece]) -> None:
+        """First words of streams that are tried twice: only those of the one that speaks are kept."""
+        attempts = {(piece.job_id, piece.attempt) for piece in pieces}
+        speaking = {attempt for attempt in attempts if await self._insist(transitions.speak(*attempt))}
+        if heard := [piece for piece in pieces if (piece.job_id, piece.attempt) in speaking]:
+            await self._emit(heard)
 
     async def _commit(self, outcomes: list[Outcome]) -> None:
         counted = await self._insist(transitions.commit(outcomes, breakers=self._breakers))

@@ -51,7 +51,7 @@ class Policy(_Value):
     weights: Weights | None = None
     #: Whether a request that one provider's content filter refused may be shown to another place.
     fall_back_on_refusal: bool = False
-    #: Whether a job that isn't streamed and takes longer than 19 of 20 would is tried at a second place, too.
+    #: Whether a job that takes longer than 19 of 20 would is tried at a second place, too; a stream until it has begun.
     hedge: bool = False
 
     @model_validator(mode="after")

@@ -75,9 +75,13 @@ LATE_SHARE = 0.95
 
 def late_after_s(spec: JobSpec, deployment: Deployment, world: World) -> float | None:
     """Seconds from now after which a job that is sent there is later than 19 of 20 would be; ``None`` where too little
-    has been measured, or nobody works there."""
+    has been measured, or nobody works there. A stream is late when it hasn't begun by then."""
     seen = predict(spec, deployment, world)
     pace = world.experience.paces.get((spec.endpoint, deployment.name))
+    if spec.stream:
+        known = pace is not None and pace.first_tokens >= ENOUGH_SAMPLES and seen.measured
+        # How much first tokens differ isn't learned.
+        return seen.first_token_s * 2 if known and seen.first_token_s is not None else None
     if seen.finish_s is None or not seen.measured or pace is None:
         return None
     longer = longer_s(spec, deployment, world, seen)

@@ -405,12 +405,22 @@ class Piece:
     body: bytes
 
 
+#: What ``emit`` answers for a piece of a stream that has a second try, or is one, before ``speak``.
+UNSETTLED = -1
+
+
 def emit(pieces: Sequence[Piece]) -> Command[list[int]]:
-    """Answers 1 per piece that counted, 0 per refused one. The same command sent again adds nothing."""
+    """Answers 1 per piece that counted, 0 per refused one, ``UNSETTLED`` where ``speak`` comes first. The same command
+    sent again adds nothing."""
     arguments: list[Argument] = [secrets.token_hex(8)]
     for piece in pieces:
         arguments += (piece.job_id, piece.attempt, piece.body)
     return call("emit", arguments, list)
+
+
+def speak(job_id: str, attempt: int) -> Command[bool]:
+    """Of a stream and its second try one speaks: whether it is this one. The other one is told to stop."""
+    return call("speak", [RECORD_TTL_S, job_id, attempt], bool)
 
 
 @dataclass(frozen=True, slots=True)

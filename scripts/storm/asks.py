@@ -39,7 +39,7 @@ class Ask:
     @property
     def hedged(self) -> bool:
         """Asked under a policy that tries a late job at a second place, too."""
-        return self.kind == "chat" and self.model == "hosted" and self.n % 20 < 10
+        return self.kind in ("chat", "stream") and self.model == "hosted" and self.n % 20 < 10
 
     @property
     def key(self) -> str:
@@ -80,7 +80,7 @@ def doomed(n: int) -> bool:
 
 
 def slow(n: int) -> bool:
-    """Whether the first to generate it takes so long that a second try is due."""
+    """Whether the first to generate it takes so long, to its first token where it streams, that a second try is due."""
     return ask(n).hedged and n % 9 == 3
 
 

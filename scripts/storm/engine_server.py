@@ -54,11 +54,12 @@ class EngineServer:
         self._tries[n] += 1
         if doomed(n) and self._tries[n] <= _FAILURES:
             await _reply(send, b'{"error": {"message": "not yet", "type": "server_error"}}', 500)
-        elif body.get("stream"):
+            return
+        await asyncio.sleep(_SLOW_S if slow(n) and self._tries[n] == 1 else 0.0)
+        if body.get("stream"):
             await self._stream(send, n, generation)
         else:
-            late_s = _SLOW_S if slow(n) and self._tries[n] == 1 else 0.0
-            await asyncio.sleep(self._latency_s + late_s)
+            await asyncio.sleep(self._latency_s)
             self._answered(n, generation)
             message = {"role": "assistant", "content": " ".join(answer_words(n, generation))}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}

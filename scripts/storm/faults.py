@@ -202,7 +202,7 @@ class Injector:
 
     async def _outage(self, seconds: float, look_after_s: float = _STORE_GONE_S) -> None:
         """Of the store or the broker: the door is looked at meanwhile. It lasts until the door has answered."""
-        if seconds < _LOOK_AT_S or self._stage.processes["api"].popen.poll() is not None:
+        if seconds < _LOOK_AT_S or not await self._door_is_there():
             await asyncio.sleep(seconds)
             return
         await asyncio.gather(asyncio.sleep(seconds), self._look_at_door(look_after_s))
@@ -213,9 +213,17 @@ class Injector:
             "endpoint": "/v1/chat/completions",
             "body": {"model": "quick", "messages": [{"role": "user", "content": "-"}]},
         }
+        door = self._stage.processes["api"].popen
         async with httpx.AsyncClient(base_url=self._stage.inner_api, timeout=_PROBE_S, trust_env=False) as http:
             looks = (("GET", "/health/live", None), ("GET", "/health/ready", None), ("POST", "/v1/jobs", body))
-            self.probes += await asyncio.gather(*(_probe(http, *look) for look in looks))
+            probes = await asyncio.gather(*(_probe(http, *look) for look in looks))
+        if door is self._stage.processes["api"].popen and door.poll() is None:
+            self.probes += probes
+
+    async def _door_is_there(self) -> bool:
+        """Not so when it was killed a moment ago and is starting."""
+        async with httpx.AsyncClient(base_url=self._stage.inner_api, timeout=_PROBE_S, trust_env=False) as http:
+            return (await _probe(http, "GET", "/health/live", None)).status == 200
 
 
 async def _probe(http: httpx.AsyncClient, method: str, path: str, body: object) -> Probe:

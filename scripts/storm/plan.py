@@ -12,7 +12,8 @@ from typing import Literal
 
 Transport = Literal["valkey", "rabbitmq"]
 
-WORKERS = ("worker-gpu-1", "worker-gpu-2", "worker-cpu", "worker-cloud")
+#: Two of each tier: what one that dies was doing is to run elsewhere, not when it has started again.
+WORKERS = tuple(f"worker-{tier}-{number}" for tier in ("gpu", "cpu", "cloud") for number in (1, 2))
 SCHEDULERS = ("scheduler-1", "scheduler-2")
 KILLED = ("api", "recorder", *SCHEDULERS, *WORKERS)
 #: Links to the job store, to RabbitMQ, from workers to their engines, to who is told of ends, from clients to the door.

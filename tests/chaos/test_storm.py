@@ -32,7 +32,7 @@ PLANS: dict[Transport, tuple[Fault, ...]] = {
     "rabbitmq": (
         Fault(0.5, "duplicates", "queues", 8.0, False),
         Fault(1.0, "bad-messages", "queues", 0.0, False),
-        Fault(2.0, "kill-worker", "worker-cpu", 0.0, False),
+        Fault(2.0, "kill-worker", "worker-cpu-1", 0.0, False),
         Fault(3.0, "cut-broker", "worker-gpu-2-broker", 1.0, False),
         Fault(4.0, "kill-broker", "rabbitmq", 0.3, False),
         Fault(5.0, "kill-process", "recorder", 0.0, False),

@@ -50,12 +50,15 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        text = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][0]["content"]
-        place = self.path.split("/")[1]
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        text, place = body["messages"][0]["content"], self.path.split("/")[1]
         self.server.asked.append(f"{place} {text}")
         if place == "first" and text == "slow":
             self.rfile.read(1)  # until the connection is closed
             self.server.gone.set()
+            return
+        if body.get("stream"):
+            self.stream(place)
             return
         message = {"role": "assistant", "content": place}
         answer: dict[str, Any] = {
@@ -69,6 +72,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def stream(self, word: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        delta, stop = {"content": word}, {"index": 0, "delta": {}, "finish_reason": "stop"}
+        for choices in ([{"index": 0, "delta": delta, "finish_reason": None}], [stop], []):
+            chunk = {"object": "chat.completion.chunk", "choices": choices, **({} if choices else {"usage": usage})}
+            self.wfile.write(b"data: %b\n\n" % json.dumps(chunk).encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
@@ -87,13 +103,19 @@ def fabric(provider: Provider) -> Iterator[Fabric]:
         yield fabric.start(CONFIG.format(url=provider.url))
 
 
-def ask(text: str, **fabric: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 8, "fabric": fabric}
+def ask(text: str, *, stream: bool = False, **fabric: Any) -> dict[str, Any]:
+    return {
+        "stream": stream,
+        "model": "m",
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 8,
+        "fabric": fabric,
+    }
 
 
-def learned(http: httpx.Client) -> int | None:
+def learned(http: httpx.Client, *, stream: bool = False) -> int | None:
     """One more request; answers how many there were once the scheduler knows what is usual."""
-    answer = http.post("/v1/chat/completions", json=ask("quick"))
+    answer = http.post("/v1/chat/completions", json=ask("quick", stream=stream))
     assert answer.headers["x-fabric-deployment"] == "first"
     job = http.get(f"/v1/jobs/{answer.headers['x-fabric-job-id']}").json()
     return len(http.get("/v1/jobs?limit=100").json()["data"]) if job["decision"]["plan"][0]["measured"] else None
@@ -132,3 +154,22 @@ def test_without_it_nothing_is_tried_twice(fabric: Fabric, provider: Provider) -
         refused = http.post("/v1/chat/completions", json=ask("slow", policy="cheapest", deadline_s=2), timeout=60)
         assert refused.status_code in (408, 504), refused.text
         assert provider.asked[before:] == ["first slow"]
+
+
+def test_a_stream_that_one_place_doesnt_begin_is_begun_by_another(fabric: Fabric, provider: Provider) -> None:
+    with fabric.http() as http:
+        for _ in range(5):  # so many first tokens are enough to know what is usual
+            until(lambda: learned(http, stream=True), within_s=60)
+        provider.gone.clear()
+        before = len(provider.asked)
+        answer = http.post("/v1/chat/completions", json=ask("slow", stream=True), timeout=60)
+        assert answer.headers["x-fabric-deployment"] == "second"
+        assert answer.headers["x-fabric-attempts"] == "2"
+        chunks = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+        assert "".join(c["choices"][0]["delta"].get("content") or "" for c in map(json.loads, chunks)) == "second"
+        assert answer.text.rstrip().endswith("data: [DONE]")
+        assert provider.gone.wait(30), "the first request was taken back"
+        job = http.get(f"/v1/jobs/{answer.headers['x-fabric-job-id']}").json()
+    assert job["state"] == "succeeded"
+    assert [(a["deployment"], a["outcome"]) for a in job["attempts"]] == [("first", "outrun"), ("second", "succeeded")]
+    assert provider.asked[before:] == ["first slow", "second slow"]

@@ -75,10 +75,21 @@ class TestWho:
         assert twin.id != "job_1"
         assert replace(twin, id="job_1", hedge_of=None, deployment=None) == spec()
 
+    def test_a_stream_that_hasnt_begun_when_it_should_have_twice(self) -> None:
+        hedge = found(spec(stream=True))
+        assert hedge is not None
+        after_s, twin, place = hedge
+        assert after_s == pytest.approx(2 * 0.5)
+        assert (twin.stream, twin.hedge_of, place) == (True, "job_1", "far")
+
+    @pytest.mark.parametrize("first_tokens", [0, 4])
+    def test_but_not_where_too_few_first_tokens_are_known(self, first_tokens: int) -> None:
+        near = replace(pace(), first_tokens=first_tokens)
+        assert found(spec(stream=True), world("near", "far", near=near, far=pace())) is None
+
     @pytest.mark.parametrize(
         "fields",
         [
-            {"stream": True},
             {"batch_id": "b", "line_no": 1, "priority": "batch"},
             {"shadow_of": "job_0"},
             {"hedge_of": "job_0"},

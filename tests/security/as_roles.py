@@ -24,7 +24,7 @@ SCRIPTS: dict[str, tuple[Role, ...]] = {
     "keep_policy": _G + _S,
     **dict.fromkeys(("take", "put_back", "dispatch", "reject", "hedge", "reclaim", "rescue", "promote", "expire"), _S),
     **dict.fromkeys(("recall", "set_aside"), _S + _W),
-    **dict.fromkeys(("claim", "commit", "emit", "fail", "heartbeat", "hand_back", "share_limit"), _W),
+    **dict.fromkeys(("claim", "commit", "emit", "speak", "fail", "heartbeat", "hand_back", "share_limit"), _W),
     **dict.fromkeys((f"provider_{name}" for name in ("enlist", "find", "release", "spent", "sweep")), _W),
     **dict.fromkeys(("count", "let_go", "forget", "decisions"), _R),
     **dict.fromkeys(("open_budgets", "raise_spent", "unlisted", "enlist", "warn_once"), _R),

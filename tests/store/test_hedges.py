@@ -143,7 +143,8 @@ def test_a_cancelled_job_stays_cancelled(pair: Pair, jobs: Jobs, store: Store) -
 
 def test_a_first_token_ends_the_race(jobs: Jobs, store: Store) -> None:
     pair = Pair(jobs, store, stream=True)
-    store(transitions.emit([Piece(pair.first, 1, b'{"type":"token"}')]))
+    assert store(transitions.speak(pair.first, 1))
+    assert store(transitions.emit([Piece(pair.first, 1, b'{"type":"token"}')])) == [1]
     assert jobs.commit(pair.second, result=b"2")
     assert jobs.state(pair.first) is JobState.RUNNING
 

@@ -11,7 +11,7 @@ import pytest
 from fabric.contracts.errors import EngineError, Unavailable
 from fabric.contracts.job import JobState
 from fabric.store import Command
-from fabric.store.transitions import Failure, Outcome, Piece
+from fabric.store.transitions import UNSETTLED, Failure, Outcome, Piece
 from workers.outbox import Outbox
 
 
@@ -24,6 +24,8 @@ class Shop:
         self.open.set()
         self.away = 0  #: how many calls fail first
         self.refused: set[str] = set()
+        self.unsettled: set[str] = set()  #: streams that have a second try, or are one
+        self.silenced: set[str] = set()  #: those of them whose twin speaks
 
     async def __call__(self, command: Command[Any]) -> Any:
         await self.open.wait()
@@ -32,10 +34,14 @@ class Shop:
             self.away -= 1
             raise Unavailable("away")
         name, arguments = command.script.name, list(command.args[3:])
+        if name == "speak":
+            self.calls.append((name, [arguments[1]]))
+            self.unsettled.discard(arguments[1])
+            return arguments[1] not in self.silenced
         first, step = {"emit": (1, 3), "commit": (2, 7), "fail": (3, 9)}[name]
         ids = arguments[first::step]
         self.calls.append((name, ids))
-        return [int(job not in self.refused) for job in ids]
+        return [UNSETTLED if job in self.unsettled else int(job not in self.refused) for job in ids]
 
     @property
     def sent(self) -> list[tuple[str, Any]]:
@@ -135,3 +141,16 @@ async def test_a_late_outcome_is_told_without_its_content(scene: Scene, caplog: 
     await scene.drained()
     assert "1 late outcomes were refused" in caplog.text
     assert "my secret" not in caplog.text
+
+
+async def test_of_a_stream_that_is_tried_twice_one_speaks(scene: Scene) -> None:
+    scene.shop.unsettled, scene.shop.silenced = {"speaks", "silent"}, {"silent"}
+    for job in ("speaks", "other", "silent", "speaks"):
+        scene.piece(job)
+    scene.outcome("speaks")
+    await scene.drained()
+    first, *settled, again, end = scene.shop.calls
+    assert first == ("emit", ["speaks", "other", "silent", "speaks"])
+    assert sorted(settled) == [("speak", ["silent"]), ("speak", ["speaks"])]
+    assert (again, end) == (("emit", ["speaks", "speaks"]), ("commit", ["speaks"]))
+    assert scene.lost == [], "who is silent is told to stop, and says what it took"

@@ -1,11 +1,12 @@
 -- How attempts end: with the job's outcome, back in the backlog, or in a dead-letter queue; and second tries (hedges).
 -- needs: events, backlog, jobs, spending, experience, budgets, limits
 
-local stop, take_over, call_off -- below
+local stop, take_over, end_for, call_off -- below
 
 -- The end of a job: one state, one completion entry, one event. `o`: result, error, measures (JSON
 -- or ''), ttl (seconds that the record stays readable).
 local function finish(id, j, state, o)
+  if j.hedge_of and j.hedge == j.hedge_of then return end_for(id, j, state, o) end
   if j.hedge_of and state == 'succeeded' and take_over(id, j, o) then return end
   local now = now_ms()
   local at, key, quiet = int(now), job_key(id), j.quiet == '1'
@@ -59,9 +60,10 @@ end
 
 -- Tells a running job's worker to stop it; what the job ends with if the worker can't is kept with it.
 function stop(id, worker, why, error)
-  redis.call('HSET', job_key(id), 'cancel', why, 'cancel_error', error)
-  redis.call('HSET', P .. 'abort:' .. worker, id, why)
-  redis.call('PUBLISH', P .. 'worker:' .. worker, id .. '\n' .. why)
+  local speaker = redis.call('HGET', job_key(id), 'spoken_by') or id
+  redis.call('HSET', job_key(speaker), 'cancel', why, 'cancel_error', error)
+  redis.call('HSET', P .. 'abort:' .. worker, speaker, why)
+  redis.call('PUBLISH', P .. 'worker:' .. worker, speaker .. '\n' .. why)
 end
 
 -- Back to the backlog after an attempt that ended without an outcome. A stream that has already
@@ -121,15 +123,18 @@ local function set_down(id, j, o)
 end
 
 -- Hedges: a job that takes too long at one place gets a second try at another one, a job of its own (`hedge_of`). If
--- that one succeeds before the first job has said anything, its answer becomes the first job's next attempt, and
--- the try that it outran is stopped. Otherwise it is stopped itself when the first job ends.
+-- that one succeeds, or has the first word of a stream, before the first job has said anything, it is the first job's
+-- next attempt, and the try that it outran is stopped. Otherwise it is stopped itself when the first job speaks or ends.
+-- One that speaks (`speak.lua`) goes on under its own id where it runs: its words and its end are the first job's. There
+-- it is `spoken_by`; in its own record `hedge` is then the same as `hedge_of`.
 local OUTRUN = 'outrun'
 
-function take_over(id, j, o)
+-- The first job as it is with the second try for its attempt, or nil when it is too late for that.
+local function give_way(id, j)
   local first, key = j.hedge_of, job_key(j.hedge_of)
   local f = load(first)
-  if not f or f.hedge ~= id or f.cancel or f.first_token_at then return false end
-  if f.state ~= 'running' and f.state ~= 'dispatched' and f.state ~= 'queued' then return false end
+  if not f or f.hedge ~= id or f.cancel or f.first_token_at then return nil end
+  if f.state ~= 'running' and f.state ~= 'dispatched' and f.state ~= 'queued' then return nil end
   local at = now_ms()
   leave(first, f)
   if f.left then
@@ -143,7 +148,6 @@ function take_over(id, j, o)
     redis.call('HSET', P .. 'abort:' .. f.worker, first, 'outrun')
     redis.call('PUBLISH', P .. 'worker:' .. f.worker, first .. '\noutrun')
   end
-  leave(id, j)
   if j.charges and f.state == 'running' then
     -- Its reservation stays for what the try that was outrun has taken, until that is known.
     redis.call('HSET', key, 'outrun_charges', j.charges)
@@ -151,21 +155,43 @@ function take_over(id, j, o)
   elseif j.charges then
     pay(j.charges, 0, 0)
   end
-  if j.deadline then gather('ZREM', P .. 'deadlines', id) end
-  gather('ZREM', P .. 'live', id)
   for _, name in ipairs({ 'deployment', 'tier', 'worker', 'dispatched_at', 'claimed_at' }) do f[name] = j[name] end
   f.attempt, f.state, f.left, f.hedge, f.history = int(f.attempt + 1), 'outrun', nil, nil, redis.call('HGET', key, 'history') or nil
   redis.call('HSET', key, 'attempt', f.attempt, 'deployment', j.deployment, 'tier', j.tier, 'worker', j.worker,
     'dispatched_at', j.dispatched_at, 'claimed_at', j.claimed_at, 'decision', redis.call('HGET', job_key(id), 'decision') or '')
   redis.call('HDEL', key, 'hedge')
+  redis.call('HINCRBY', P .. 'hedges', 'won', 1)
+  return f
+end
+
+-- Nothing is left of the second try under its own name.
+local function dissolve(id, j)
+  leave(id, j)
+  if j.deadline then gather('ZREM', P .. 'deadlines', id) end
+  gather('ZREM', P .. 'live', id)
   gather_deletion(job_key(id))
   gather_deletion(P .. 'payload:' .. id)
-  redis.call('HINCRBY', P .. 'hedges', 'won', 1)
-  finish(first, f, 'succeeded', { result = o.result, measures = o.measures, ttl = o.ttl })
+end
+
+function take_over(id, j, o)
+  local f = give_way(id, j)
+  if not f then return false end
+  dissolve(id, j)
+  finish(j.hedge_of, f, 'succeeded', { result = o.result, measures = o.measures, ttl = o.ttl })
   return true
 end
 
--- The first job has ended: its hedge isn't needed any more.
+-- The end of a second try that has spoken for the first job.
+function end_for(id, j, state, o)
+  local first, f = j.hedge_of, load(j.hedge_of)
+  dissolve(id, j)
+  if not f or redis.call('HGET', job_key(first), 'spoken_by') ~= id then return end
+  redis.call('HDEL', job_key(first), 'spoken_by')
+  f.state = 'outrun' -- it has left its own place already
+  finish(first, f, state, o)
+end
+
+-- The first job has spoken or ended: its hedge isn't needed any more.
 function call_off(id, ttl)
   local j = load(id)
   if not j then return end
