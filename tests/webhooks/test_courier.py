@@ -217,6 +217,26 @@ def test_a_private_address_is_not_connected_to_whatever_its_name_says(
     assert (receiver.got, looked_up) == ([], ["rebind.example"])
 
 
+def test_the_connection_goes_to_the_address_that_was_checked(
+    ledger: Ledger, receiver: Receiver, courier: UnderWay
+) -> None:
+    """Whatever the name would stand for by then: nobody but the check looks it up."""
+    looked_up: list[str] = []
+
+    async def once(host: str, port: int) -> list[str]:
+        looked_up.append(host)
+        return ["127.0.0.1"] if len(looked_up) == 1 else ["192.0.2.1"]
+
+    url = receiver.url.replace("127.0.0.1", "rebind.example")
+    hook = Webhook(name="named", url=url, secret_env="S", events=("job.succeeded",), allow_private=True)
+    with courier(hook, resolve=once):
+        tell(ledger, hook, done())
+        until(ledger, "delivered")
+    ((headers, _),) = receiver.got
+    assert headers["host"].startswith("rebind.example")
+    assert looked_up == ["rebind.example"]
+
+
 def test_a_slow_receiver_holds_up_nobody_else(
     ledger: Ledger, receiver: Receiver, hook: Webhook, courier: UnderWay, silent_port: int
 ) -> None:
