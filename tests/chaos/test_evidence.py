@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
-from storm.evidence import events
+from storm.evidence import events, untold
 
 from fabric.webhooks.signature import headers
 
@@ -39,3 +40,12 @@ def test_a_signature_that_is_not_good(tmp_path: Path, values: dict[str, object])
 def test_a_text_in_it(tmp_path: Path, text: str) -> None:
     body = BODY.replace(b'"job_1"', json.dumps("job_1").encode() + b', "error": ' + json.dumps(text).encode())
     assert judged(tmp_path, body)[1] is True
+
+
+def test_what_is_still_to_be_told(sqlite_ledger: str) -> None:
+    """An end of a batch is no event yet, and counts."""
+    database = Path(sqlite_ledger.removeprefix("sqlite:///"))
+    assert untold(database) == 0
+    with sqlite3.connect(database) as connection:
+        connection.execute("INSERT INTO ended_batches (id) VALUES ('batch_1')")
+    assert untold(database) == 1
