@@ -117,6 +117,26 @@ def test_a_second_try_that_fails_leaves_the_first_alone(pair: Pair, jobs: Jobs) 
     assert jobs.record(pair.first).state is JobState.SUCCEEDED
 
 
+def test_a_second_try_that_kills_its_workers_is_not_parked(jobs: Jobs, store: Store) -> None:
+    """Nobody asked for it: to replay it would be paid for and answer nobody."""
+    pair = Pair(jobs, store, claimed=False)
+    assert jobs.rescue(deaths=1) == (0, 1)
+    assert jobs.state(pair.second) is JobState.FAILED
+    assert jobs.state(pair.first) is JobState.DISPATCHED
+    assert store(reads.parked_count()) == 0
+    assert store(reads.payload(pair.second)) is None
+
+
+def test_nor_one_that_has_nowhere_to_go(jobs: Jobs, store: Store) -> None:
+    first = jobs.running()
+    second = jobs.taken(hedge_of=first)
+    assert store(transitions.hedge(first, 1, second))
+    jobs.reject(second, JobState.DEAD)
+    assert jobs.state(second) is JobState.FAILED
+    assert store(reads.parked_count()) == 0
+    assert jobs.commit(first)
+
+
 def test_it_saves_a_job_whose_first_try_has_failed_meanwhile(pair: Pair, jobs: Jobs) -> None:
     assert jobs.leave(pair.first) == "moving"
     assert jobs.commit(pair.second, result=b"2", measures=measures(0.5))

@@ -8,6 +8,7 @@ local stop, take_over, end_for, call_off -- below
 local function finish(id, j, state, o)
   if j.hedge_of and j.hedge == j.hedge_of then return end_for(id, j, state, o) end
   if j.hedge_of and state == 'succeeded' and take_over(id, j, o) then return end
+  if j.hedge_of and state == 'dead' then state = 'failed' end -- nobody asked for it: there is nothing to replay
   local now = now_ms()
   local at, key, quiet = int(now), job_key(id), j.quiet == '1'
   local error, measures = o.error or '', o.measures or ''
