@@ -13,7 +13,8 @@ import yaml
 from fabric.settings import load
 from fabric.store import embedded
 from workers.engines import build
-from workers.engines.vllm_options import VllmOptions
+from workers.engines.api_options import options_of
+from workers.engines.vllm_options import VllmOptions, missing_for_tools
 
 #: Of other projects' images: variables that are theirs, not ours.
 FOREIGN = re.compile(r"^(RABBITMQ|POSTGRES|GF)_[A-Z_]+$")
@@ -189,6 +190,8 @@ def test_the_models_load_also_with_every_line_uncommented(
     for deployment in deployments:
         if deployment.tier != "cpu":  # the CPU's engine reads its model at once
             assert build(deployment).deployment == deployment
+        if deployment.engine == "vllm":
+            assert missing_for_tools(deployment, options_of(deployment, VllmOptions)) is None
     assert load(whole, {"FABRIC_CPU_MODEL": "/models/a.gguf"}).catalog.by_deployment["assistant-cpu"].model
 
 
