@@ -315,6 +315,7 @@ class RabbitMQ:
     prefix: tuple[str, ...] = ()
     address: str = "127.0.0.1"
     conf: tuple[str, ...] = ()  #: more lines of ``rabbitmq.conf``
+    plugins: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     _epmd: subprocess.Popen[bytes] | None = None
     _environ: dict[str, str] = field(default_factory=dict)
@@ -375,7 +376,7 @@ class RabbitMQ:
     def _prepare(self, distribution: int, epmd: int) -> None:
         lines = (f"listeners.tcp.default = {self.address}:{self.port}", "loopback_users = none", *self.conf)
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
-        (self.folder / "enabled_plugins").write_text("[].")
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].")
         inside = {
             "HOME": "",  # the cookie
             "RABBITMQ_CONFIG_FILE": "rabbitmq.conf",

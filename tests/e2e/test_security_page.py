@@ -23,4 +23,6 @@ def test_every_kind_of_attacker_has_something_left() -> None:
     """Whoever changes what is installed aside: there the database of vulnerabilities says it."""
     parts = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
     assert len(parts) > 8
-    assert [name for name, part in parts.items() if "\nLeft: " not in part] == ["Somebody who changes what is installed"]
+    assert [name for name, part in parts.items() if "\nLeft: " not in part] == [
+        "Somebody who changes what is installed"
+    ]

@@ -136,7 +136,7 @@ class Rolling:
 
 @dataclass
 class Callers:
-    """Who asks the next gateway when one is away."""
+    """Who asks the next gateway when one is away, or says that it is being stopped."""
 
     urls: list[str]
     key: str
@@ -145,9 +145,11 @@ class Callers:
         heads = {"authorization": f"Bearer {self.key}", **how.pop("headers", {})}
         for url in itertools.cycle(self.urls):
             try:
-                return httpx.request(method, url + path, headers=heads, timeout=60, trust_env=False, **how)
+                answer = httpx.request(method, url + path, headers=heads, timeout=60, trust_env=False, **how)
             except httpx.TransportError:
                 continue
+            if answer.status_code != 503:
+                return answer
         raise AssertionError
 
     def json(self, method: str, path: str, **how: Any) -> Any:
