@@ -46,6 +46,8 @@ _CALL_BYTES = 8_000_000
 
 #: Told of a line whose label its batch's key has raised: the batch, the label asked for, the label that it got.
 Raised = Callable[[Batch, Privacy, Privacy], object]
+#: Told of a line that has placeholders in it from here on.
+Redacted = Callable[[Batch, JobSpec], object]
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Feeder:
         *,
         window: int = WINDOW,
         raised: Raised = lambda batch, asked, got: None,
+        redacted: Redacted = lambda batch, spec: None,
         sampler: Sampler | None = None,
     ) -> None:
         """``home`` seals lines for the store. ``sampler``: which lines are traced; ``None``: none."""
@@ -83,6 +86,7 @@ class Feeder:
         self.adopt(catalog)
         self._window = window
         self._raised = raised
+        self._redacted = redacted
         self._sampler = sampler
         self._hands = ThreadPoolExecutor(1, "feeder")
 
@@ -189,6 +193,8 @@ class Feeder:
         spec = found.spec
         if spec.privacy != asked:
             self._raised(batch, asked, spec.privacy)
+        if found.placeholders:
+            self._redacted(batch, spec)
         try:
             spec = admit(spec, self._catalog, self._hash, time.time_ns() // 1_000_000).spec
             spec, reserved = fit(spec)

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from fabric.batches import wake
 from fabric.batches.assemble import assemble, free
 from fabric.batches.expand import Limits, expand
-from fabric.batches.feeder import WINDOW, Raised
+from fabric.batches.feeder import WINDOW, Raised, Redacted
 from fabric.batches.lease import TERM_MS, Lease
 from fabric.batches.loss import STILL_S, Loss
 from fabric.batches.planned_feeder import Due, PlannedFeeder
@@ -72,6 +72,7 @@ class BatchService:
         look_s: float = LOOK_S,
         replan_s: float = EVERY_S,
         raised: Raised = lambda batch, asked, got: None,
+        redacted: Redacted = lambda batch, spec: None,
         sampler: Sampler | None = None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         renewed: Callable[[], Catalog | None] = lambda: None,
@@ -92,7 +93,7 @@ class BatchService:
         self._disk = disk
         self._lease = Lease(store, term_ms=term_ms)
         self._feeder = PlannedFeeder(
-            store, ledger, storage, home, catalog, window=window, raised=raised, sampler=sampler
+            store, ledger, storage, home, catalog, window=window, raised=raised, redacted=redacted, sampler=sampler
         )
         self._planner = Planner(store, ledger, catalog, window=window, every_s=replan_s, now_ms=now_ms)
         self._loss = Loss(store, ledger, still_s=still_s)

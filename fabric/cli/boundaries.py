@@ -9,6 +9,7 @@ import orjson
 from fabric.contracts.catalog import Catalog, Privacy
 from fabric.contracts.completion import Completion
 from fabric.contracts.errors import NoEligibleDeployment
+from fabric.contracts.job import JobSpec
 from fabric.ledger.batches import Batch
 from fabric.routing import policy_hash
 from fabric.trail import Trail
@@ -34,6 +35,11 @@ def note_blocked(trail: Trail, completion: Completion) -> None:
 def note_raised_line(trail: Trail, batch: Batch, asked: Privacy, got: Privacy) -> None:
     detail = {"from": asked, "to": got}
     trail.note("label.raised", batch.key_id or "open", tenant=batch.tenant, subject=batch.id, detail=detail)
+
+
+def note_redacted_line(trail: Trail, batch: Batch, spec: JobSpec) -> None:
+    detail: dict[str, object] = {"label": spec.privacy, "entities": spec.entities}
+    trail.note("request.redacted", batch.key_id or "open", tenant=batch.tenant, subject=batch.id, detail=detail)
 
 
 def noted_policy(trail: Trail, catalog: Catalog | None) -> Catalog | None:

@@ -256,6 +256,7 @@ def recorder(config: Path | None) -> None:
         settings.catalog,
         renewed=renewed,
         raised=lambda batch, asked, got: boundaries.note_raised_line(trail, batch, asked, got),
+        redacted=lambda batch, spec: boundaries.note_redacted_line(trail, batch, spec),
         sampler=spans.sampler if spans else None,
         disk=_disk(settings),
     )

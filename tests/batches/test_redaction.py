@@ -56,7 +56,8 @@ def test_lines_are_redacted_on_their_way_and_restored_in_the_output(
             result = orjson.dumps({"choices": [choice]})
             desk.store(transitions.commit([desk.succeed(job, result)]))
 
-    with desk.serving():
+    redacted: list[tuple[str, tuple[str, ...]]] = []
+    with desk.serving(redacted=lambda batch, spec: redacted.append((spec.privacy, spec.entities))):
         lines = [
             line("mail", f"write to {ADA}, <EMAIL_1>", privacy="confidential"),
             line("plain", f"write to {ADA}", privacy="internal"),
@@ -64,6 +65,7 @@ def test_lines_are_redacted_on_their_way_and_restored_in_the_output(
         batch_id = desk.batch(lines)
         batch = desk.drive(lambda: desk._at(batch_id, ("completed", "failed")), answer)
     assert batch.status == "completed"
+    assert redacted == [("confidential", ("email",))], "the line that was changed, for the audit trail"
     assert seen == {"mail": "write to <EMAIL_2>, <EMAIL_1>", "plain": f"write to {ADA}"}
     said = {
         row["custom_id"]: row["response"]["body"]["choices"][0]["message"]["content"] for row in desk.output(batch_id)

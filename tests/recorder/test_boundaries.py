@@ -97,6 +97,14 @@ def test_lines_whose_label_was_raised(ended: Ended, notebook: Notebook) -> None:
     assert notebook.notes == [("label.raised", "open", "default", "batch_1", detail)]
 
 
+def test_lines_that_were_redacted(ended: Ended, notebook: Notebook) -> None:
+    batch = ended.batch(1)
+    spec = JobSpec(id="job_1", endpoint="/v1/chat/completions", model="m", privacy="confidential", entities=("email",))
+    boundaries.note_redacted_line(cast(Trail, notebook), batch, spec)
+    detail = {"label": "confidential", "entities": ("email",)}
+    assert notebook.notes == [("request.redacted", "open", "default", "batch_1", detail)]
+
+
 def test_another_policy(notebook: Notebook) -> None:
     trail = cast(Trail, notebook)
     assert boundaries.noted_policy(trail, None) is None
