@@ -21,6 +21,7 @@ _BENCHMARKS = (
     "decision",
     "dispatch",
     "plan",
+    "prediction",
     "sealing",
     "tracing",
 )

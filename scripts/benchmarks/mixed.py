@@ -45,7 +45,7 @@ class Beside:
     seconds: float
 
 
-def _question(chance: random.Random, tokens: int) -> dict[str, Any]:
+def question(chance: random.Random, tokens: int) -> dict[str, Any]:
     words = " ".join(chance.choices(_WORDS, k=chance.choice(_PROMPT_WORDS)))
     asked = [{"role": "user", "content": f"Tell me a story with these words: {words}."}]
     return {"model": "mixed", "messages": asked, "max_tokens": tokens}
@@ -57,7 +57,7 @@ def ask(http: httpx.Client, requests: int, seed: int) -> list[float]:
     waits: list[float] = []
     for _ in range(requests):
         time.sleep(chance.expovariate(1 / _THINK_S))
-        body = {**_question(chance, _TOKENS), "stream": True}
+        body = {**question(chance, _TOKENS), "stream": True}
         began = time.perf_counter()
         with http.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
@@ -84,7 +84,7 @@ def _speaks(chunk: dict[str, Any]) -> bool:
 def _lines(lines: int, tokens: int) -> str:
     """Answers from half to one and a half times as long, so that slots don't all come free at once."""
     chance = random.Random(7)
-    bodies = (_question(chance, chance.randint(tokens // 2, 3 * tokens // 2)) for _ in range(lines))
+    bodies = (question(chance, chance.randint(tokens // 2, 3 * tokens // 2)) for _ in range(lines))
     asked = (
         {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": b} for n, b in enumerate(bodies)
     )

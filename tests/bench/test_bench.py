@@ -75,6 +75,17 @@ def test_four_workers_do_four_times_the_work() -> None:
     assert last > 2 * first
 
 
+@pytest.mark.timeout(RUN_S + 60)
+def test_prediction() -> None:
+    """On a real llama.cpp: how far off is the machine's affair, that predictions rest on measurements isn't."""
+    report = bench(
+        "prediction", "--callers", "1", "--callers", "2", "--requests", "8", "--warmup", "10", "--depth", "1"
+    )
+    assert report["unit"] == "% wrong at p50"
+    assert set(report["errors_p50"]) == set(report["errors_p90"]) == {"1", "2"}
+    assert all(report["errors_p50"][many] <= report["errors_p90"][many] for many in ("1", "2"))
+
+
 def test_decision() -> None:
     """There is no way to decide without the fabric."""
     report = bench("decision", "--seconds", "0.2")

@@ -45,6 +45,8 @@ def out(decision: Decision) -> dict[str, str]:
 tiers, regions = st.sampled_from(TIERS), st.sampled_from(("local", "eu", "us"))
 data_policies = st.sampled_from(("none", "no_training", "zero_retention"))
 needs = st.sets(st.sampled_from(("chat", "tools", "vision", "embeddings"))).map(sorted)
+bounds = {"max_cost_usd": st.floats(0, 1), "max_latency_s": st.floats(0.1, 100)}
+weights = st.fixed_dictionaries({"cost": st.floats(0.01, 10), "latency": st.floats(0, 10), "quality": st.floats(0, 10)})
 catalogs = st.builds(
     lambda deployments, privacy, bounded: catalog(*deployments, privacy=privacy, policies={"bounded": bounded}),
     st.lists(
@@ -77,9 +79,9 @@ catalogs = st.builds(
             ),
         )
     ),
-    st.fixed_dictionaries(
-        {"kind": st.sampled_from(("cheapest", "fastest", "best-quality"))},
-        optional={"max_cost_usd": st.floats(0, 1), "max_latency_s": st.floats(0.1, 100)},
+    st.one_of(
+        st.fixed_dictionaries({"kind": st.sampled_from(("cheapest", "fastest", "best-quality"))}, optional=bounds),
+        st.fixed_dictionaries({"kind": st.just("weighted"), "weights": weights}, optional=bounds),
     ),
 )
 pasts = st.builds(
@@ -230,6 +232,21 @@ class TestADecision:
         two = replace(one, id="job_2", tenant=two.tenant, tags=("t",), custom_id="c", batch_id="b")
         assert shape(one) == shape(two)
         assert decide(one, found, "", world) == decide(two, found, "", world)
+
+    @settings(max_examples=2_000, deadline=None)
+    @given(specs, catalogs, worlds, st.randoms())
+    def test_keeps_all_laws_of_thousands(self, job: JobSpec, found: Catalog, world: World, random: Any) -> None:
+        """The same laws as above, each of the same job, candidates and policy: no constraint is violated, the order of
+        the candidates changes nothing, and one more makes the best no worse."""
+        laws = (
+            TestTheWall.test_no_plan_leaves_what_the_label_permits,
+            TestTheWall.test_nor_what_the_job_needs_fits_and_may_cost,
+            TestADecision.test_is_never_worse_for_one_more_candidate,
+        )
+        for law in laws:
+            law.hypothesis.inner_test(self, job, found, world)  # type: ignore[attr-defined]
+        order = TestADecision.test_does_not_depend_on_the_order_in_which_candidates_are_looked_at
+        order.hypothesis.inner_test(self, job, found, world, random)  # type: ignore[attr-defined]
 
     def test_says_under_which_rules(self) -> None:
         one, other = catalog({}), catalog({}, privacy={"public": {"tiers": ["gpu"]}})
