@@ -32,6 +32,7 @@ class Injector:
         self._stage = stage
         self.deaths: list[Death] = []
         self.backs: list[int] = []
+        self.outages: list[int] = []
         self.probes: list[Probe] = []
         self.odd: list[str] = []
         self.done: list[Fault] = []
@@ -78,7 +79,7 @@ class Injector:
             return None
 
     async def _kill_store(self, fault: Fault) -> None:
-        async with self._one_at_a_time:
+        async with self._taken_away():
             self._stage.valkey.kill()
             await self._outage(fault.for_s)
             try:
@@ -88,10 +89,17 @@ class Injector:
                 await asyncio.to_thread(self._stage.start_store)
             self.backs.append(_now_ms())
 
+    @asynccontextmanager
+    async def _taken_away(self) -> AsyncIterator[None]:
+        """The store or the broker, by one fault at a time."""
+        async with self._one_at_a_time:
+            self.outages.append(_now_ms())
+            yield
+
     async def _kill_broker(self, fault: Fault) -> None:
         rabbitmq = self._stage.rabbitmq
         assert rabbitmq is not None
-        async with self._one_at_a_time:
+        async with self._taken_away():
             rabbitmq.kill()
             # While other things are broken, too, those who could tell the door may be away.
             if fault.alone:
@@ -102,11 +110,11 @@ class Injector:
             self.backs.append(_now_ms())
 
     async def _freeze_store(self, fault: Fault) -> None:
-        async with self._one_at_a_time, self._frozen(self._stage.valkey.process.pid):  # type: ignore[union-attr]
+        async with self._taken_away(), self._frozen(self._stage.valkey.process.pid):  # type: ignore[union-attr]
             await self._outage(fault.for_s)
 
     async def _freeze_broker(self, fault: Fault) -> None:
-        async with self._one_at_a_time:
+        async with self._taken_away():
             assert self._stage.rabbitmq is not None
             assert self._stage.rabbitmq.process is not None
             async with self._frozen(self._stage.rabbitmq.process.pid):
@@ -139,7 +147,7 @@ class Injector:
             link.turn("open")
 
     async def _no_memory(self, fault: Fault) -> None:
-        async with self._one_at_a_time:
+        async with self._taken_away():
             redis = self._stage.store.redis
             used = (await asyncio.to_thread(redis.info, "memory"))["used_memory"]
             await asyncio.to_thread(redis.config_set, "maxmemory", max(1, used - 1_000_000))
@@ -149,7 +157,7 @@ class Injector:
                 await asyncio.to_thread(redis.config_set, "maxmemory", 0)
 
     async def _disk_full(self, fault: Fault) -> None:
-        async with self._one_at_a_time:
+        async with self._taken_away():
             filler = self._stage.data / "filler"
             try:
                 await asyncio.to_thread(_fill, filler)

@@ -230,7 +230,7 @@ def recovers(evidence: Evidence) -> list[str]:
 
 def recoveries(evidence: Evidence) -> tuple[list[int], list[int]]:
     """Milliseconds from a worker's death to the next claim of each of its jobs, of workers that died alone; and from
-    a broker's return to the first claim of anything."""
+    a broker's return to the first claim of anything, but for one that was taken away again before it was late."""
     rows = _by_job(evidence.rows)
     deaths = {death.worker: death.at_ms for death in evidence.deaths if death.alone}
     after_death = []
@@ -242,8 +242,12 @@ def recoveries(evidence: Evidence) -> tuple[list[int], list[int]]:
     claims = sorted(row.claimed_ms for row in evidence.rows if row.claimed_ms is not None)
     after_back = []
     for back_ms in evidence.backs:
-        later = [claim for claim in claims if claim >= back_ms]
-        after_back += [later[0] - back_ms] if later else []
+        work_ms = next((claim for claim in claims if claim >= back_ms), None)
+        away_ms = next((outage for outage in sorted(evidence.outages) if outage >= back_ms), None)
+        if away_ms is not None and (work_ms is None or away_ms < work_ms):
+            after_back += [away_ms - back_ms] if away_ms - back_ms > RECOVERY_BACK_MS else []
+        elif work_ms is not None:
+            after_back.append(work_ms - back_ms)
     return after_death, after_back
 
 

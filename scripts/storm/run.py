@@ -101,6 +101,7 @@ def _evidence(stage: Stage, injector: Injector, load: Load, before: int) -> Evid
         probes=tuple(injector.probes),
         deaths=tuple(injector.deaths),
         backs=tuple(injector.backs),
+        outages=tuple(injector.outages),
         exits=tuple(stage.exits),
         odd=(*load.odd, *injector.odd),
     )

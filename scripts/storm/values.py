@@ -122,9 +122,9 @@ class Evidence:
     ``ends``: job -> final events in its log, in order. ``replayed``: jobs that were parked and replayed.
     ``second_tries``: begun, and of them those that became the answer. ``events``: what the receiver of webhooks got.
     ``left``: what the store still holds of jobs that should all have ended. ``backs``: when a killed broker could be
-    reached again. ``holes``: that full disks left in the store's file. ``budgets``: name -> (reserved, spent) in
-    billionths of a US dollar. ``exits``: processes that ended by themselves. ``odd``: answers that no client should
-    get.
+    reached again. ``outages``: when the store or the broker was taken away, however that was done. ``holes``: that full
+    disks left in the store's file. ``budgets``: name -> (reserved, spent) in billionths of a US dollar. ``exits``:
+    processes that ended by themselves. ``odd``: answers that no client should get.
     """
 
     told: Sequence[Told] = ()
@@ -141,6 +141,7 @@ class Evidence:
     probes: Sequence[Probe] = ()
     deaths: Sequence[Death] = ()
     backs: Sequence[int] = ()
+    outages: Sequence[int] = ()
     kept: Kept = Kept()
     holes: int = 0
     memory: Sequence[Memory] = ()

@@ -178,3 +178,15 @@ class TestRecovery:
     def test_isnt_measured_where_more_than_a_worker_was_away(self) -> None:
         rows = (self.LOST, row(attempt=2, worker="w2", claimed_ms=18_000))
         assert laws.recovers(replace(GOOD, rows=rows, deaths=(Death("w1", 2_000, alone=False),))) == []
+
+    def test_of_a_broker_isnt_measured_where_it_or_the_store_was_taken_away_again(self) -> None:
+        rows = (row(claimed_ms=30_000),)
+        again = replace(GOOD, rows=rows, backs=(1_000,), outages=(500, 3_000))
+        assert laws.recoveries(again) == ([], [])
+        assert laws.recovers(again) == []
+
+    def test_but_where_it_was_late_by_then(self) -> None:
+        late = replace(GOOD, rows=(row(claimed_ms=30_000),), backs=(1_000,), outages=(500, 20_000))
+        assert laws.recoveries(late) == ([], [19_000])
+        assert len(laws.recovers(late)) == 1
+        assert laws.recoveries(replace(late, outages=(500, 40_000))) == ([], [29_000])
