@@ -87,6 +87,41 @@ def test_beyond_it_nothing_gets_in(budgeted: Served, store: Store) -> None:
     assert budgeted.metric("fabric_budget_blocks_total", scope="tag", unit="usd") == 3
 
 
+#: Bodies of the routes that have something run, by route.
+WAYS_IN: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5},
+    "/v1/completions": {"model": "small", "prompt": "hi", "max_tokens": 5},
+    "/v1/embeddings": {"model": "small", "input": "hi"},
+    "/v1/jobs": job(),
+}
+#: What else is posted: lines of batches and replays have tests of their own, the rest runs nothing.
+OTHERS = {
+    *("/v1/batches", "/v1/dead-letters/{job_id}/replay", "/v1/files", "/v1/route", "/v1/keys"),
+    *("/v1/jobs/{job_id}/cancel", "/v1/batches/{batch_id}/cancel", "/v1/keys/{key_id}/rotate"),
+    "/v1/webhook-deliveries/{delivery_id}/replay",
+}
+
+
+def test_no_way_in_goes_past_it(serve: Callable[..., Served], settings: GatewaySettings, store: Store) -> None:
+    """One that is added has to be named here."""
+    place = CATALOG.models[0].deployments[0]
+    every = place.model_copy(update={"capabilities": ("chat", "completions", "embeddings")})
+    priced = every.model_copy(update={"price": every.price.model_copy(update={"input_per_million": 1e6})})
+    model = CATALOG.models[0].model_copy(update={"deployments": (priced,)})
+    tight = Catalog.model_validate({"budgets": [{"name": "tight", "usd": 0.001, "window": "total"}]})
+    catalog = Catalog(models=(model,), budgets=tight.budgets)
+    served = serve(replace(settings, catalog=catalog))
+    store(budgets.open_([Opening("tight", "total", None)]))
+    http = served.http()
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {path for path, methods in paths.items() if "post" in methods} == {*WAYS_IN, *OTHERS}
+    for path, body in WAYS_IN.items():
+        for more in ({}, {"stream": True}) if "completions" in path else ({},):
+            answer = http.post(path, json=body | more)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (402, "budget_exceeded"), path
+    assert store(transitions.room()).lanes == ()
+
+
 def test_a_budget_in_tokens_is_as_any_other(
     serve: Callable[..., Served], settings: GatewaySettings, store: Store
 ) -> None:
