@@ -146,19 +146,23 @@ def make_app(broker_url: str, *, tier: str = "") -> Celery:
     return app
 
 
+#: Of a URL's query, as redis-py calls them -> as py-amqp does.
+_FILES = {"ssl_ca_certs": "ca_certs", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile"}
+
+
 def _tls(broker_url: str) -> tuple[str, dict[str, Any] | bool]:
-    """The URL without ``ssl_ca_certs``, and how TLS is spoken there: with who proves to be who the URL says."""
+    """The URL without names of files, and how TLS is spoken there: with who proves to be who the URL says."""
     parts = urlsplit(broker_url)
     query = parse_qsl(parts.query, keep_blank_values=True)
-    ca = dict(query).get("ssl_ca_certs")
+    files = {name: value for name, value in query if name in _FILES}
     if parts.scheme not in ("rediss", "amqps"):
         return broker_url, False
-    kept = urlencode([(name, value) for name, value in query if name != "ssl_ca_certs"])
-    url = urlunsplit(parts._replace(query=kept))
+    url = urlunsplit(parts._replace(query=urlencode([(name, value) for name, value in query if name not in _FILES])))
     if parts.scheme == "rediss":
-        return url, {"ssl_cert_reqs": CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": ca}
+        return url, {"ssl_cert_reqs": CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": None, **files}
     # Without a name, kombu puts the host's in.
-    return url, {"cert_reqs": CERT_REQUIRED, "ca_certs": ca, "server_hostname": None}
+    named = {_FILES[name]: value for name, value in files.items()}
+    return url, {"cert_reqs": CERT_REQUIRED, "ca_certs": None, "server_hostname": None, **named}
 
 
 def _transport_options(broker_url: str, tier: str) -> dict[str, Any]:

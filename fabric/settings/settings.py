@@ -60,6 +60,11 @@ class Options(BaseModel):
     #: ``rediss://`` and ``amqps://``. Without one: those that the system trusts.
     redis_ca: Path | None = None
     broker_ca: Path | None = None
+    #: PEM files, both or none: what this process shows to servers that want to know who comes.
+    redis_cert: Path | None = None
+    redis_key: Path | None = None
+    broker_cert: Path | None = None
+    broker_key: Path | None = None
     files_dir: Path | None = None
     log_level: LogLevel = "INFO"
     #: How long a stopping process may take to finish what it holds. Longer loses fewer attempts to a
@@ -142,7 +147,10 @@ def resolve(options: Options, catalog: Catalog, config: Path | None, webhooks: t
     socket = None if options.redis_url else socket_path(data_dir)
     redis_url = tls.with_ca(options.redis_url or f"unix://{socket}?db=0", options.redis_ca, "FABRIC_REDIS_CA")
     # A process that has no user at the broker is given no URL of it; the authority may be in everybody's environment.
+    redis_url = tls.with_certificate(redis_url, options.redis_cert, options.redis_key, "FABRIC_REDIS")
     broker_url = options.broker_url and tls.with_ca(options.broker_url, options.broker_ca, "FABRIC_BROKER_CA")
+    if broker_url:
+        broker_url = tls.with_certificate(broker_url, options.broker_cert, options.broker_key, "FABRIC_BROKER")
     return Settings(
         host=options.host,
         port=options.port,

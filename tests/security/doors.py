@@ -73,10 +73,16 @@ def _general(name: str) -> x509.GeneralName:
 class Door:
     """Listens on 127.0.0.1 in a thread of its own, and speaks nothing but TLS."""
 
-    def __init__(self, cert: Path, key: Path, behind: Callable[[], Awaitable[Streams]]) -> None:
+    def __init__(
+        self, cert: Path, key: Path, behind: Callable[[], Awaitable[Streams]], *, clients: Path | None = None
+    ) -> None:
+        """``clients``: the authority that has to have signed a certificate of whoever comes."""
         self._behind = behind
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(cert, key)
+        if clients is not None:
+            self._context.verify_mode = ssl.CERT_REQUIRED
+            self._context.load_verify_locations(clients)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

@@ -147,6 +147,59 @@ async def test_a_store_that_isnt_to_be_trusted_is_refused(valkey: Valkey, refuse
     await as_gateway.close()
 
 
+class TestServersThatWantToKnowWhoComes:
+    @pytest.fixture
+    def door(self, authority: Authority, valkey: Valkey) -> Iterator[Door]:
+        clients = authority.ca
+        door = Door(
+            *authority.certify("127.0.0.1"), lambda: asyncio.open_unix_connection(str(valkey.socket)), clients=clients
+        )
+        yield door
+        door.close()
+
+    def test_the_store(self, authority: Authority, door: Door) -> None:
+        cert, key = authority.certify("worker")
+        given = {"FABRIC_REDIS_URL": f"rediss://127.0.0.1:{door.port}/0", "FABRIC_REDIS_CA": str(authority.ca)}
+        store = Store(loaded(**given).redis_url)
+        with pytest.raises(Unavailable):
+            store(reads.ping())
+        store.close()
+        known = loaded(**given, FABRIC_REDIS_CERT=str(cert), FABRIC_REDIS_KEY=str(key))
+        store = Store(known.redis_url)
+        store(reads.ping())
+        store.close()
+        # And the broker, where it is the same server.
+        sender = Sender(make_app(known.broker_url), SIGNER)
+        sender.connect()
+        sender.close()
+
+    def test_rabbitmq(self, authority: Authority, new_rabbitmq: Callable[..., RabbitMQ]) -> None:
+        (port,) = free_ports(1)
+        server, client = authority.certify("127.0.0.1"), authority.certify("worker")
+        said = {"listeners.ssl.default": f"127.0.0.1:{port}", "ssl_options.cacertfile": authority.ca}
+        said |= {"ssl_options.certfile": server[0], "ssl_options.keyfile": server[1]}
+        said |= {"ssl_options.verify": "verify_peer", "ssl_options.fail_if_no_peer_cert": "true"}
+        new_rabbitmq(conf=tuple(f"{name} = {value}" for name, value in said.items()))
+        url = {"FABRIC_BROKER_URL": f"amqps://guest:guest@127.0.0.1:{port}//", "FABRIC_BROKER_CA": str(authority.ca)}
+        refused = Sender(make_app(loaded(**url).broker_url), SIGNER)
+        with pytest.raises(Unavailable):
+            refused.connect()
+        known = loaded(**url, FABRIC_BROKER_CERT=str(client[0]), FABRIC_BROKER_KEY=str(client[1]))
+        sender = Sender(make_app(known.broker_url), SIGNER)
+        sender.connect()
+        sender.close()
+
+    def test_half_of_it_and_what_is_no_use_are_refused(self, authority: Authority, tmp_path: Path) -> None:
+        cert, key = authority.certify("worker")
+        url = {"FABRIC_REDIS_URL": "rediss://store/0"}
+        with pytest.raises(ConfigError, match="belong together"):
+            loaded(**url, FABRIC_REDIS_CERT=str(cert))
+        with pytest.raises(ConfigError, match=r"FABRIC_REDIS_CERT: .* can't be used"):
+            loaded(**url, FABRIC_REDIS_CERT=str(cert), FABRIC_REDIS_KEY=str(authority.ca))
+        with pytest.raises(ConfigError, match="unset it, or use TLS"):
+            loaded(FABRIC_REDIS_URL="redis://store/0", FABRIC_REDIS_CERT=str(cert), FABRIC_REDIS_KEY=str(key))
+
+
 @pytest.mark.parametrize("scheme", ["rediss", "amqps"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_broker_that_isnt_to_be_trusted_is_refused(refuse: Any, scheme: str, wrong: str) -> None:
