@@ -59,7 +59,9 @@ async def list_deliveries(caller: Identified, gateway: Here, asked: Filters) -> 
 async def replay_delivery(delivery_id: str, caller: Identified, gateway: Here, _: NoParameters) -> Response:
     """For `admin`. The event keeps its id: a receiver that has had it knows it again."""
     now_ms = time.time_ns() // 1_000_000
-    return Json(_object(await gateway.ledger.write(deliveries.replay, delivery_id[:200], now_ms)))
+    again = await gateway.ledger.write(deliveries.replay, delivery_id[:200], now_ms)
+    gateway.trail.note("webhook.replayed", caller.actor, tenant=caller.tenant, subject=delivery_id)
+    return Json(_object(again))
 
 
 def _object(delivery: Delivery) -> dict[str, Any]:

@@ -30,6 +30,7 @@ Action = Literal[
     "job.deleted",
     "dead_letter.replayed",
     "dead_letter.dropped",
+    "webhook.replayed",
     "policy.changed",
     "audit.exported",
     "audit.lost",

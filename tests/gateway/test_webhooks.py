@@ -9,7 +9,7 @@ import pytest
 
 from fabric.client import Client
 from fabric.contracts.webhook import Event
-from fabric.ledger import deliveries
+from fabric.ledger import audit, deliveries
 from fabric.ledger.deliveries import Tried
 
 if TYPE_CHECKING:
@@ -63,6 +63,16 @@ def test_one_is_sent_again(gateway: Served, http: httpx.Client, told: list[str])
         assert (again["state"], again["tries"], again["event_id"]) == ("waiting", 0, "evt_2")
         assert len(list(client.webhook_deliveries(state="waiting"))) == 5
     assert http.post("/v1/webhook-deliveries/ops:evt_none/replay").status_code == 404
+
+
+def test_that_is_in_the_audit_trail(gateway: Served, told: list[str], eventually: Any) -> None:
+    gateway.http().post(f"/v1/webhook-deliveries/{told[2]}/replay")
+
+    def rows() -> list[str]:
+        with gateway.ledger.reading() as connection:
+            return [row.subject or "" for row in audit.rows(connection) if row.action == "webhook.replayed"]
+
+    eventually(lambda: rows() == [told[2]])
 
 
 def test_the_specifications_example_is_signed_as_it_says() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import yaml
 from fabric.cli.entry import run
 from fabric.ledger import upgrade
 from tests.conftest import free_ports
+from tests.security.outside import Outside
 
 if TYPE_CHECKING:
     from tests.conftest import RabbitMQ, Valkey
@@ -168,6 +170,18 @@ def load(rabbitmq: RabbitMQ, definitions: Path, vhost: str) -> None:
 
 
 NewHouse = Callable[..., House]
+
+
+@pytest.fixture(scope="module")
+def outside(request: pytest.FixtureRequest) -> Iterator[Outside]:
+    """What models say there is the test module's ``ANSWER``."""
+    with Outside(request.module.ANSWER) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.ended.set()
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

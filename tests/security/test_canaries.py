@@ -19,10 +19,10 @@ import redis
 
 from tests.conftest import free_ports
 from tests.security.conftest import until
-from tests.security.outside import Outside
 
 if TYPE_CHECKING:
     from tests.security.conftest import House, NewHouse
+    from tests.security.outside import Outside
 
 PROMPT, ANSWER, PROVIDER_KEY, BAD_KEY = "CANARYPROMPT", "CANARYANSWER", "CANARYPROVIDERKEY", "CANARYBADKEY"
 SECRET = "CANARYSECRET" + "0" * 40
@@ -50,17 +50,6 @@ def models(url: str) -> list[dict[str, Any]]:
     ]
     slow = {"engine": "mock", "tier": "cpu", "name": "slow", "options": {"latency_ms": 600_000}}
     return [*hosted, {"name": "slow", "deployments": [slow]}]
-
-
-@pytest.fixture(scope="module")
-def outside() -> Iterator[Outside]:
-    with Outside(ANSWER) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.ended.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,11 +15,11 @@ from kombu import Connection, Exchange, Queue
 
 from tests.conftest import free_ports
 from tests.security.conftest import until
-from tests.security.outside import Outside
 
 if TYPE_CHECKING:
     from tests.conftest import RabbitMQ
     from tests.security.conftest import House, NewHouse
+    from tests.security.outside import Outside
 
 PROMPT, ANSWER, PROVIDER_KEY = "CANARYPROMPT", "CANARYANSWER", "CANARYPROVIDERKEY"
 SECRET = "CANARYSECRET" + "0" * 40
@@ -44,17 +43,6 @@ def models(url: str) -> list[dict[str, Any]]:
     ]
     slow = {"engine": "mock", "tier": "cpu", "name": "slow", "options": {"latency_ms": 600_000}}
     return [*hosted, {"name": "slow", "deployments": [slow]}]
-
-
-@pytest.fixture(scope="module")
-def outside() -> Iterator[Outside]:
-    with Outside(ANSWER) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.ended.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
