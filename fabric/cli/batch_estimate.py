@@ -54,6 +54,8 @@ class Estimate:
     cost_usd: float = 0.0
     finish_s: float | None = None
     plan: BatchPlan | None = None  #: of a batch with a deadline or a cap
+    #: Tier -> ``p50`` and ``p90`` of how wrong predicted ends were there: shares of what came true.
+    finish_errors: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 @click.command("estimate")
@@ -105,7 +107,9 @@ def estimate(
 ) -> Estimate:
     """``deadline_s`` from now, ``max_cost_usd``: for all lines together."""
     found = Estimate(lines=sum(kind.lines for kind in kinds))
-    deployments = {d["name"]: d for tier in client.status()["data"] for d in tier["deployments"]}
+    tiers = client.status()["data"]
+    found.finish_errors = {tier["tier"]: tier["prediction_error"]["finish"] for tier in tiers}
+    deployments = {d["name"]: d for tier in tiers for d in tier["deployments"]}
     slots = {name: d["slots"] for name, d in deployments.items()}
     routes: list[tuple[float, list[dict[str, Any]]]] = []
     busy_s: defaultdict[str, float] = defaultdict(float)
@@ -190,6 +194,7 @@ def _at_leisure(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(found: Estimate, earlier: Mapping[str, Any]) -> dict[str, Any]:
     expected, actual = earlier["expected_usd"], earlier["actual_of_expected_usd"]
+    tiers = sorted({place["tier"] for place in found.places.values()})
     return {
         "object": "batch.estimate",
         "lines": found.lines,
@@ -207,6 +212,11 @@ def _object(found: Estimate, earlier: Mapping[str, Any]) -> dict[str, Any]:
             "since": _EARLIER,
             "actual_to_expected": actual / expected if expected else None,
             "prediction_error": earlier["prediction_error"],
+            "finish_error": {
+                tier: error
+                for tier in tiers
+                if (error := found.finish_errors.get(tier)) is not None and error["p50"] is not None
+            },
         },
     }
 
@@ -228,6 +238,11 @@ def _show(shown: Mapping[str, Any]) -> None:
         click.echo(
             f"earlier requests cost {earlier['actual_to_expected']:.0%} of what was expected of them; "
             f"each one was missed by {earlier['prediction_error']:.0%} in the mean"
+        )
+    for tier, error in earlier["finish_error"].items():
+        click.echo(
+            f"earlier answers of {tier} came {error['p50']:.0%} sooner or later than predicted in the median, "
+            f"one in ten by more than {error['p90']:.0%}"
         )
     if shown.get("shortfall"):
         click.echo(f"not all can be done: {shown['shortfall']['detail']}")

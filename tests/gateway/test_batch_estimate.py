@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from fabric.cli.batch_estimate import kinds_of
 from fabric.cli.entry import run
 from fabric.contracts.catalog import Catalog
-from fabric.store import Store, reads
+from fabric.store import Store, counts, reads
 
 if TYPE_CHECKING:
     from fabric.gateway import GatewaySettings
@@ -54,8 +55,24 @@ def test_lines_are_added_up(
     (place,) = found["places"]
     assert (place["deployment"], place["lines"]) == ("small-cpu", 100)
     assert found["expected_finish_s"] > 0
-    assert found["earlier"] == {"since": "30d", "actual_to_expected": None, "prediction_error": None}
+    nothing_yet = {"actual_to_expected": None, "prediction_error": None, "finish_error": {}}
+    assert found["earlier"] == {"since": "30d", **nothing_yet}
     assert store(reads.live_count()) == 0
+
+
+def test_how_wrong_earlier_ends_were_is_told(
+    priced: Served, worker: Worker, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    amounts = defaultdict[str, float](float)
+    for actual_s in (1.0, 1.0, 1.6):
+        counts.mispredicted(amounts, "finish", "cpu", 1.2, actual_s)
+        counts.mispredicted(amounts, "finish", "gpu", 9.0, actual_s)
+    store(counts.add(amounts))
+    found = estimated(tmp_path / "in.jsonl", line(1), capsys)
+    assert found["earlier"]["finish_error"].keys() == {"cpu"}, "of the places that its lines would go to"
+    assert 0.1 < found["earlier"]["finish_error"]["cpu"]["p50"] < 0.3
+    assert run(["batch", "estimate", str(tmp_path / "in.jsonl")]) == 0
+    assert "earlier answers of cpu came" in capsys.readouterr().out
 
 
 def test_with_a_deadline_and_a_cap_it_is_the_plans(
