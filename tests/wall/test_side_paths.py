@@ -377,6 +377,36 @@ def _stricter(house: House) -> bool:
     return bool(decision["policy_hash"] == now)
 
 
+#: In place of the detectors: one whose models aren't there.
+DOWN = """
+  presidio: {models: {en: /nowhere/a-model}}
+  detectors:
+    - {entity: person, presidio: PERSON, raise_to: restricted}
+"""
+
+
+def test_a_detector_that_is_down(house: House) -> None:
+    """The label lets all into the cloud, and nobody can say what is in the texts: so they stay."""
+    before, _, _ = config(house.cloud).partition("\n  detectors:")
+    file = house.fabric.folder / "fabric.yaml"
+    kept = file.read_text()
+    file.write_text(before + DOWN)
+
+    def counts() -> bool:
+        told = house.http.post("/v1/route", json=body("both", house.canary())).json()
+        return bool(told["privacy"] == "restricted" and told["entities"] == ["person"])
+
+    until(counts)
+    for tags in ([], ["prefer"], ["canary"], ["shade"]):
+        for stream in (False, True):
+            answer = house.ask("both", house.canary(), "public", stream=stream, fabric={"tags": tags})
+            assert answer.headers["x-fabric-tier"] == "cpu"
+    assert house.ask("hosted", house.canary()).status_code == 422
+    assert house.ended(house.submit("both", house.canary(), "confidential"))["attempts"][-1]["tier"] == "cpu"
+    file.write_text(kept)
+    until(lambda: not counts())
+
+
 def test_a_key_with_a_floor(house: House) -> None:
     """Last: from the first key on the fabric is closed."""
     made = house.fabric.command("keys", "create", "--tenant", "t", "--privacy-floor", "restricted", "--json")
