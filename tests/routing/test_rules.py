@@ -208,11 +208,41 @@ class TestRulesThatCannotCount:
             'weekday == "monday"',
             'time == "24:00"',
             'privacy == "public" && privacy == "internal" && "x" in tags',
+            '"x" in tags && !("x" in tags)',
+            """("x" in tags || 'card' in entities) && !('x' in tags) && !("card" in entities)""",
         ],
     )
     def test_one_that_is_false_whatever_comes(self, when: str) -> None:
         ((number, why),) = unreachable(catalog({"when": when, "deny": "no"}))
         assert (number, "can never match" in why) == (0, True)
+
+    @pytest.mark.parametrize(
+        ("when", "listed", "known"),
+        [
+            ("'persn' in entities || 'x' in tags", "entities", "phone, secret"),
+            ("!('persn' in entities)", "entities", "badge, card"),
+            ("'toolz' in needs", "needs", "tools"),
+        ],
+    )
+    def test_a_name_that_no_list_can_hold(self, when: str, listed: str, known: str) -> None:
+        privacy = {"detectors": [{"entity": "badge", "pattern": "B-[0-9]{4}"}]}
+        ((number, why),) = unreachable(catalog({"when": when, "deny": "no"}, privacy=privacy))
+        assert number == 0
+        assert f"in `{listed}`" in why and known in why
+        assert unreachable(catalog({"when": "'badge' in entities", "deny": "no"}, privacy=privacy)) == []
+
+    def test_lists_that_are_read_otherwise_are_left_open(self) -> None:
+        for when in ('"x" in tags && size(tags) > 3', 'tags.exists(t, t == "a") && !("a" in tags)'):
+            assert unreachable(catalog({"when": when, "deny": "no"})) == []
+
+    def test_one_that_those_before_it_cover_by_tags(self) -> None:
+        found = catalog(
+            {"name": "tagged", "when": '"x" in tags', "deny": "a"},
+            {"name": "both", "when": '"x" in tags && "y" in tags', "deny": "b"},
+            {"when": '"y" in tags', "deny": "c"},
+        )
+        ((number, why),) = unreachable(found)
+        assert (number, "'tagged'" in why) == (1, True)
 
     def test_one_behind_an_unconditional_one(self) -> None:
         found = catalog({"require": {"tier": "cpu"}}, {"when": '"x" in tags', "prefer": {"tier": "gpu"}})
