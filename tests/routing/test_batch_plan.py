@@ -18,23 +18,29 @@ money = st.sampled_from((0.0, 0.5, 1.0)) | st.floats(0.001, 2)
 
 
 @st.composite
-def ways_there(draw: st.DrawFn) -> Way:
+def ways_there(draw: st.DrawFn, tails: st.SearchStrategy[float] = st.just(0.0)) -> Way:  # noqa: B008
     cost = draw(money)
     billed = draw(st.sampled_from((0.0, cost)))
     takes_s = draw(st.sampled_from((1.0, 2.0, 5.0)) | st.floats(0.5, 20))
-    return Way(draw(places), cost, billed, takes_s, tail_s=draw(st.sampled_from((0.0, 0.0, 1.0, 10.0))))
+    return Way(draw(places), cost, billed, takes_s, tail_s=draw(tails))
 
 
-groups_of_lines = st.lists(
-    st.builds(
-        Group,
-        st.sampled_from(("x", "y", "z")),
-        st.integers(0, 4),
-        st.lists(ways_there(), max_size=3, unique_by=lambda way: way.place).map(tuple),
-    ),
-    max_size=3,
-    unique_by=lambda group: group.name,
-)
+def groups_with(ways: st.SearchStrategy[Way]) -> st.SearchStrategy[list[Group]]:
+    return st.lists(
+        st.builds(
+            Group,
+            st.sampled_from(("x", "y", "z")),
+            st.integers(0, 4),
+            st.lists(ways, max_size=3, unique_by=lambda way: way.place).map(tuple),
+        ),
+        max_size=3,
+        unique_by=lambda group: group.name,
+    )
+
+
+#: Without tails: what is kept back for slow lines may make a plan dearer than it could be.
+groups_of_lines = groups_with(ways_there())
+groups_with_tails = groups_with(ways_there(st.sampled_from((0.0, 0.0, 1.0, 10.0))))
 rooms_now = st.dictionaries(places, st.builds(Room, st.integers(0, 3), st.floats(0, 10)))
 times = st.none() | st.floats(0.1, 40)
 caps = st.none() | st.just(0.0) | st.floats(0.001, 5)
@@ -44,7 +50,7 @@ def ways_of(groups: list[Group]) -> dict[tuple[str, str], Way]:
     return {(group.name, way.place): way for group in groups for way in group.ways}
 
 
-@given(groups_of_lines, rooms_now, times, caps)
+@given(groups_with_tails, rooms_now, times, caps)
 @settings(max_examples=300, deadline=None)
 def test_never_over_the_cap_nor_past_the_deadline_nor_where_it_may_not(
     groups: list[Group], rooms: dict[str, Room], left_s: float | None, cap_usd: float | None
@@ -64,7 +70,7 @@ def test_never_over_the_cap_nor_past_the_deadline_nor_where_it_may_not(
     assert (plan.shortfall is None) == (not plan.unplaced)
 
 
-@given(groups_of_lines, rooms_now, times, caps)
+@given(groups_with_tails, rooms_now, times, caps)
 @settings(max_examples=200, deadline=None)
 def test_what_is_kept_back_costs_no_line_its_place(
     groups: list[Group], rooms: dict[str, Room], left_s: float | None, cap_usd: float | None
@@ -138,7 +144,7 @@ def test_never_dearer_than_line_by_line(
         assert plan.lines >= placed
 
 
-@given(groups_of_lines, rooms_now, times, caps, st.randoms())
+@given(groups_with_tails, rooms_now, times, caps, st.randoms())
 @settings(deadline=None)
 def test_the_order_doesnt_matter(
     groups: list[Group], rooms: dict[str, Room], left_s: float | None, cap_usd: float | None, chance: random.Random
