@@ -28,7 +28,7 @@ _COUNTERS = {
 STAGE_SECONDS = "fabric_stage_seconds"
 _STAGE_HELP = "Time that jobs spend in each stage."
 #: The stages that are counted in the store.
-_STAGES = ("backlog", "queue", "engine", "commit")
+STAGES = ("backlog", "queue", "engine", "commit")
 
 
 def families(found: Counts) -> Iterator[Metric]:
@@ -52,7 +52,7 @@ def families(found: Counts) -> Iterator[Metric]:
 
 def stage_seconds(found: Counts) -> Metric:
     """The histogram of the stages that end in the store."""
-    stages = {key: value for key, value in found.items() if not key[0].startswith("stage") or key[1] in _STAGES}
+    stages = {key: value for key, value in found.items() if not key[0].startswith("stage") or key[1] in STAGES}
     return _histogram(stages, "stage", HistogramMetricFamily(STAGE_SECONDS, _STAGE_HELP, labels=("stage", "tier")))
 
 

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from fabric.contracts.catalog import TIERS, Catalog
 from fabric.contracts.failures import TABLE, handling
 from fabric.contracts.job import ENDED, JobState
+from fabric.gateway.counted import STAGES
 from fabric.store.counts import NONE, REQUEUED, TOKEN_KINDS, Counts
 
-#: Stages that are counted in the store.
-_STAGES = ("backlog", "queue", "engine", "commit")
 _PREDICTIONS = ("first_token", "finish")
 _ENDS = tuple(sorted(ENDED))
 #: Why a job may go on to its next place.
@@ -42,7 +41,7 @@ def _names(catalog: Catalog) -> Iterator[tuple[str, ...]]:
         if state is not JobState.SUCCEEDED:  # jobs that end before they have a place
             yield "jobs", NONE, NONE, state
     for tier in (tier for tier in TIERS if catalog.of_tier(tier)):
-        for stage in _STAGES:
+        for stage in STAGES:
             yield "stage_sum", stage, tier
         for kind in _PREDICTIONS:
             yield "error_sum", kind, tier

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import select
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import new_fabric, until
+from tests.e2e.played import chat, playing, say
 from tests.e2e.test_accounts import metrics
 from tests.e2e.test_budgets import gateway, ledger
 
@@ -58,13 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             if readable:  # it was taken back
                 return
         usage = {"prompt_tokens": 3, "completion_tokens": COST, "total_tokens": 3 + COST}
-        choice = {"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}
-        data = json.dumps({"object": "chat.completion", "choices": [choice], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        say(self, 200, chat("ok", usage))
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
@@ -90,10 +84,8 @@ def config(url: str) -> str:
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    with Provider() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playing(Provider()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import new_fabric, until
+from tests.e2e.played import chat, playing, say
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Fabric
@@ -60,18 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("stream"):
             self.stream(place)
             return
-        message = {"role": "assistant", "content": place}
-        answer: dict[str, Any] = {
-            "object": "chat.completion",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-        }
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        say(self, 200, chat(place, {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}))
 
     def stream(self, word: str) -> None:
         self.send_response(200)
@@ -91,10 +81,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
-    with Provider() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playing(Provider()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import new_fabric, until
+from tests.e2e.played import chat, playing, say
 from tests.e2e.test_accounts import metrics
 from tests.workers.engines.fake_batches import FakeBatches
 
@@ -106,19 +107,9 @@ class Handler(BaseHTTPRequestHandler):
         elif place == "cut":
             self._break_off()
         elif place == "shaky" and not self.server.mended.is_set():
-            self._say(500, {"error": {"message": "not today", "type": "server_error"}})
+            say(self, 500, {"error": {"message": "not today", "type": "server_error"}})
         else:
-            message = {"role": "assistant", "content": place}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            self._say(200, {"object": "chat.completion", "choices": [choice], "usage": USAGE})
-
-    def _say(self, status: int, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+            say(self, 200, chat(place, USAGE))
 
     def _break_off(self) -> None:
         self.send_response(200)
@@ -135,10 +126,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    with Provider() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playing(Provider()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
