@@ -125,10 +125,8 @@ class Hedges:
         spec = hedge.spec
         # As much as for the first try, out of the same budgets.
         twin = NewJob(spec, payload, placeholders=first.placeholders, charges=first.charges)
-        (accepted,) = self._store(transitions.accept([twin]))
-        if accepted.verdict != "accepted":
-            return False
-        begun = self._store(transitions.hedge(hedge.job_id, hedge.attempt, spec.id))
+        # At once: one that was done before the first job knew of it would have been in vain.
+        _, begun = self._store.both(transitions.accept([twin]), transitions.hedge(hedge.job_id, hedge.attempt, spec.id))
         if begun:
             log.info("job %s takes long; it is tried on %s, too", hedge.job_id, hedge.place)
         return begun

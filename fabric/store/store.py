@@ -23,6 +23,7 @@ from fabric.contracts.tls import distrust
 from fabric.store.command import Command
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _UNREACHABLE = "The job store (Redis) can't be reached; it is tried again until it is back."
 _UNTRUSTED = "The job store (Redis) isn't trusted. {why}"
@@ -67,6 +68,22 @@ class Store:
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
         return command.parse(answer)
+
+    def both(self, first: Command[T], second: Command[U]) -> tuple[T, U]:
+        """One right after the other: nobody does anything in between. Raises ``Unavailable``."""
+        commands = (first, second)
+        try:
+            # A script that is missing would be found so when the other one has run.
+            for command in commands:
+                if command.script is not None:
+                    self.redis.script_load(command.script.source)
+            with self.redis.pipeline(transaction=True) as together:
+                for command in commands:
+                    together.execute_command(*command.args)
+                answers = together.execute()
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        return first.parse(answers[0]), second.parse(answers[1])
 
     def close(self) -> None:
         self.redis.close()

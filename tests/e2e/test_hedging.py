@@ -109,6 +109,11 @@ def learned(http: httpx.Client, *, stream: bool = False) -> int | None:
     return len(http.get("/v1/jobs?limit=100").json()["data"]) if job["decision"]["plan"][0]["measured"] else None
 
 
+def both_are_on_the_bill(http: httpx.Client) -> list[dict[str, Any]] | None:
+    rows: list[dict[str, Any]] = http.get("/v1/usage", params={"group_by": "deployment"}).json()["data"]
+    return rows if {"first", "second"} <= {row["deployment"] for row in rows} else None
+
+
 def test_a_request_that_one_place_stumbles_over_is_answered_by_another(fabric: Fabric, provider: Provider) -> None:
     with fabric.http() as http:
         quick = until(lambda: learned(http), within_s=60)
@@ -122,17 +127,12 @@ def test_a_request_that_one_place_stumbles_over_is_answered_by_another(fabric: F
             ("first", "outrun"),
             ("second", "succeeded"),
         ]
-        rows = until(
-            lambda: (
-                found
-                if len(found := http.get("/v1/usage", params={"group_by": "deployment"}).json()["data"]) == 2
-                else None
-            ),
-            within_s=60,
-        )
-        assert {row["deployment"]: row["requests"] for row in rows} == {"first": quick, "second": 1}
-        metrics = http.get("/metrics").text
-        assert 'fabric_hedges_total{result="won"} 1.0' in metrics
+        rows = until(lambda: both_are_on_the_bill(http), within_s=60)
+        # On a busy machine a quick one may be late, too, and its second try be stopped before it runs anywhere.
+        requests = {row["deployment"]: row["requests"] for row in rows if row["requests"]}
+        assert sum(requests.values()) == quick + 1
+        assert requests["second"] >= 1
+        assert 'fabric_hedges_total{result="won"}' in http.get("/metrics").text
     assert [asked for asked in provider.asked if asked.endswith("slow")] == ["first slow", "second slow"]
 
 

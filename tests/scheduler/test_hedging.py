@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.experience import AnswerLength, Experience, Pace, survival
+from fabric.contracts.ids import new_id
 from fabric.contracts.job import JobSpec, JobState
 from fabric.contracts.worker import WorkerInfo
 from fabric.routing import DeploymentState, World, decide, late_after_s
 from fabric.store import Store, budgets, reads, transitions
 from fabric.store.budgets import Opening
 from fabric.store.transitions import Dispatch, NewJob
-from scheduler.hedging import BURST, Hedges, second
+from scheduler.hedging import BURST, Hedge, Hedges, second
+
+if TYPE_CHECKING:
+    from tests.conftest import Valkey
 
 CHAT = "/v1/chat/completions"
 NOW_MS = 1_000_000
@@ -199,6 +203,27 @@ class TestWhen:
         until(lambda: store(reads.hedges()).get("begun"))
         (taken,) = store(transitions.take([(spec().lane, 5)]))
         assert taken.spec.hedge_of == last
+
+    def test_it_is_known_as_one_before_anybody_can_take_it(self, valkey: Valkey, store: Store, running: Any) -> None:
+        """One that was done before the first job knew of it would answer nobody."""
+        ids = [running() for _ in range(100)]
+        seen: list[bytes | None] = []
+
+        def take() -> None:
+            other = Store(valkey.url)
+            while len(seen) < len(ids):
+                for job in other(transitions.take([(spec().lane, 5)])):
+                    seen.append(other.redis.hget(f"fabric:job:{job.spec.id}", "hedge_of"))
+            other.close()
+
+        taking = threading.Thread(target=take, daemon=True)
+        taking.start()
+        hedges = Hedges(store)
+        for job_id in ids:
+            twin = spec(id=new_id("job"), hedge_of=job_id, deployment="far")
+            assert hedges.begin(Hedge(0.0, job_id, twin, 1, "far"))
+        taking.join(60)
+        assert seen == [job_id.encode() for job_id in ids]
 
     def test_one_in_ten_at_most_when_all_are_late(self, store: Store, hedges: Hedges, running: Any) -> None:
         ids = [running() for _ in range(60)]
