@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -413,8 +415,11 @@ class RabbitMQ:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on at this moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports on loopback that nobody listens on at this moment, and that no connection is given by the kernel."""
+    chance, sockets = random.SystemRandom(), list[socket.socket]()
+    while len(sockets) < count:
+        with contextlib.suppress(OSError):  # somebody listens there
+            sockets.append(socket.create_server(("127.0.0.1", chance.randint(20_000, 32_000))))
     ports = [opened.getsockname()[1] for opened in sockets]
     for opened in sockets:
         opened.close()

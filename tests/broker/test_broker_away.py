@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,9 @@ def test_the_door_is_shut_until_it_is_back(new_fabric: Start, broker: str) -> No
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
         fabric.until(lambda: " listens on " in api.said)
         assert http.post(CHAT, json=BODY).status_code == 200
+        # A quorum queue that is younger than a second when RabbitMQ 3.10 is killed never comes back.
+        made = time.monotonic()
+        fabric.until(lambda: time.monotonic() - made > 2)
         server.kill()
         fabric.until(lambda: http.get("/health/ready").status_code == 503)
         ready, refused = http.get("/health/ready"), http.post(CHAT, json=BODY)
