@@ -67,18 +67,23 @@ function stop(id, worker, why, error)
   redis.call('PUBLISH', P .. 'worker:' .. worker, speaker .. '\n' .. why)
 end
 
--- Back to the backlog after an attempt that ended without an outcome. A stream that has already
--- spoken can't start again in a second voice: it ends with `broken` instead.
-local function requeue(id, j, o)
-  local at = now_ms()
+-- Whether a job whose attempt brought no outcome ends all the same: it was to be stopped, or it is a stream that has
+-- already spoken, which can't start again in a second voice: it ends with `broken`.
+local function end_instead(id, j, o)
   if j.cancel then
     finish(id, j, j.cancel, { error = j.cancel_error, measures = o.measures, ttl = o.ttl })
-    return 'ended'
-  end
-  if j.first_token_at then
+  elseif j.first_token_at then
     finish(id, j, 'failed', { error = o.broken, measures = o.measures, ttl = o.ttl })
-    return 'ended'
+  else
+    return false
   end
+  return true
+end
+
+-- Back to the backlog after an attempt that ended without an outcome.
+local function requeue(id, j, o)
+  local at = now_ms()
+  if end_instead(id, j, o) then return 'ended' end
   leave(id, j)
   local key = job_key(id)
   local entry = attempt_json(j, 'requeued', at, o.error)
@@ -100,14 +105,7 @@ end
 -- `o`: error, its code, measures, cost (US dollars), broken, ttl
 local function set_down(id, j, o)
   local at = now_ms()
-  if j.cancel then
-    finish(id, j, j.cancel, { error = j.cancel_error, measures = o.measures, ttl = o.ttl })
-    return 'ended'
-  end
-  if j.first_token_at then
-    finish(id, j, 'failed', { error = o.broken, measures = o.measures, ttl = o.ttl })
-    return 'ended'
-  end
+  if end_instead(id, j, o) then return 'ended' end
   leave(id, j)
   local key = job_key(id)
   local exhausted = redis.call('HGET', key, 'exhausted')
