@@ -182,6 +182,18 @@ def _transport_options(broker_url: str, tier: str) -> dict[str, Any]:
     }
 
 
+def reach(connection: Connection, seconds: int = TIMEOUT_S) -> None:
+    """Connects, or raises one of ``ERRORS``: the broker is away. From then on nothing waits longer than ``seconds``."""
+    connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=seconds)
+    limit_waiting(connection, seconds)
+
+
+def hang_up(connection: Connection, seconds: float = TIMEOUT_S) -> None:
+    """Without a farewell, which a broken connection would wait for."""
+    with suppress(*ERRORS):
+        connection.collect(socket_timeout=seconds)
+
+
 class Sender:
     """Sends chunks to deployments' queues over one connection. Not for use from several threads."""
 
@@ -229,18 +241,15 @@ class Sender:
             self._drop()
 
     def _drop(self) -> None:
-        """Without a farewell, which a broken connection would wait for."""
         if self._connection is not None:
             connection, self._connection, self._producer = self._connection, None, None
             self._declared.clear()
-            with suppress(*ERRORS):
-                connection.collect(socket_timeout=TIMEOUT_S)
+            hang_up(connection)
 
     def _connected(self) -> Producer:
         if self._producer is None:
             self._connection = self._app.connection_for_write()
-            self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=TIMEOUT_S)
-            limit_waiting(self._connection)
+            reach(self._connection)
             self._producer = Producer(self._connection.default_channel, serializer="json", auto_declare=False)
         return self._producer
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery
 from kombu import Connection
 
-from fabric.broker import ERRORS, is_redis, limit_waiting
+from fabric.broker import ERRORS, hang_up, is_redis, reach
 from fabric.contracts.errors import Unavailable, where
 from fabric.store import Store, broker_state
 
@@ -52,11 +51,9 @@ class BrokerWatch:
         return True
 
     def close(self) -> None:
-        """Without a farewell, which a broker that is away would be waited for."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with suppress(*ERRORS):
-                connection.collect(socket_timeout=PATIENCE_S)
+            hang_up(connection, PATIENCE_S)
 
     def _ask(self, connection: Connection) -> None:
         """A question that changes nothing."""
@@ -69,6 +66,5 @@ class BrokerWatch:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._app.connection_for_write(connect_timeout=PATIENCE_S)
-            self._connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=PATIENCE_S)
-            limit_waiting(self._connection, PATIENCE_S)
+            reach(self._connection, PATIENCE_S)
         return self._connection
