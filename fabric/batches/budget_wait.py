@@ -7,36 +7,16 @@ What is *spent* until after the end of its batch doesn't come back in time, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fabric.contracts.batch_line import error_line
-from fabric.contracts.budget import NANO, Nano
+from fabric.contracts.budget import NANO, Charge, Nano
 from fabric.contracts.errors import BudgetUsedUp
 from fabric.ledger.batches import Batch
 from fabric.ledger.lines import Outcome
 from fabric.store import Store
 from fabric.store.budgets import Balance, balances
 from fabric.store.transitions import Accepted, NewJob
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A line of a job's charges, as in fabric/routing/budgets.py. ``limit``: ``None`` for a soft budget; ``end_ms``: of
-    the window, 0 for never."""
-
-    name: str
-    window: str
-    limit: Nano | None
-    amount: Nano
-    end_ms: int
-    unit: str
-
-    @classmethod
-    def of(cls, line: str) -> Charge:
-        name, window, limit, amount, end_ms, unit = line.split(" ")
-        counted = unit.partition("/")[0]
-        return cls(name, window, None if limit == "-" else int(limit), int(amount), int(end_ms), counted)
 
 
 def hopeless(store: Store, batch: Batch, jobs: Sequence[NewJob], answers: Sequence[Accepted]) -> list[Outcome]:
@@ -47,7 +27,9 @@ def hopeless(store: Store, batch: Batch, jobs: Sequence[NewJob], answers: Sequen
     """
     over = [job for job, answer in zip(jobs, answers, strict=True) if answer.verdict == "over"]
     # The batch's own cap is kept by who hands its lines over.
-    charges = {job.spec.id: [c for c in map(Charge.of, job.charges.splitlines()) if c.name != batch.id] for job in over}
+    charges = {
+        job.spec.id: [c for c in map(Charge.parse, job.charges.splitlines()) if c.name != batch.id] for job in over
+    }
     asked = sorted({(charge.name, charge.window) for of_job in charges.values() for charge in of_job})
     if not asked:
         return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil
 
-from fabric.contracts.budget import NANO, Nano
+from fabric.contracts.budget import NANO, Charge, Nano
 from fabric.contracts.catalog import Catalog
 from fabric.contracts.errors import FabricError
 from fabric.contracts.job import JobSpec
@@ -89,7 +89,7 @@ class Purse:
         self._last = self._last and not amount
         own = max(worst[place], amount / NANO) if spec.max_cost_usd is None else spec.max_cost_usd
         spec = replace(spec, planned=place, max_cost_usd=min(own, max(worst[place], amount / NANO)))
-        charge = f"{self._batch_id} {_WINDOW} {self._cap} {amount} 0 usd/batch" if amount else ""
+        charge = str(Charge(self._batch_id, _WINDOW, self._cap, amount, 0, "usd/batch")) if amount else ""
         return spec, charge
 
 

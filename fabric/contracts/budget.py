@@ -75,6 +75,39 @@ class Budget(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """What one budget reserves for a job: a line of the job's charges, as the store's scripts read it.
+
+    ``limit`` is ``None`` for a budget that only counts, ``end_ms`` 0 for a window without an end.
+    ``of``: ``UNIT/SCOPE``; charges of before have none.
+    """
+
+    name: str
+    window: str
+    limit: Nano | None
+    amount: Nano
+    end_ms: int
+    of: str = ""
+
+    @classmethod
+    def parse(cls, line: str) -> Charge:
+        name, window, limit, amount, end_ms, *of = line.split(" ")
+        return cls(name, window, None if limit == "-" else int(limit), int(amount), int(end_ms), *of)
+
+    def __str__(self) -> str:
+        limit = "-" if self.limit is None else self.limit
+        return f"{self.name} {self.window} {limit} {self.amount} {self.end_ms} {self.of}".rstrip()
+
+    @property
+    def unit(self) -> str:
+        return self.of.partition("/")[0]
+
+    @property
+    def scope(self) -> str:
+        return self.of.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """``name`` sorts by time. Milliseconds since the epoch; ``end_ms`` is excluded, ``None``: never ends."""
 

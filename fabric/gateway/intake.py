@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from fabric.contracts.budget import Charge
 from fabric.contracts.errors import BudgetExceeded, BudgetUsedUp, Busy, Conflict, FabricError, Unavailable
 from fabric.gateway.metrics import Metrics
 from fabric.gateway.rate_headers import Throttled
@@ -124,7 +125,5 @@ def _beyond(answer: Accepted, charges: str) -> FabricError:
 
 
 def _whose(budget: str, charges: str) -> tuple[str, str]:
-    unit, _, scope = (
-        next(line for line in charges.splitlines() if line.startswith(f"{budget} ")).split()[-1].partition("/")
-    )
-    return scope, unit
+    charge = next(charge for charge in map(Charge.parse, charges.splitlines()) if charge.name == budget)
+    return charge.scope, charge.unit

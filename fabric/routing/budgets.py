@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from fabric.contracts.budget import NANO, Budget, period_of, window_at
+from fabric.contracts.budget import NANO, Budget, Charge, period_of, window_at
 from fabric.contracts.catalog import Catalog, Deployment
 from fabric.contracts.errors import BudgetUsedUp
 from fabric.contracts.job import JobSpec
@@ -45,10 +45,8 @@ def charged(spec: JobSpec, catalog: Catalog, now_ms: int, own: Sequence[Budget] 
             raise refused
         if amount:
             window = window_at(budget.window, now_ms)
-            limit = budget.limit if budget.hard else "-"
-            lines.append(
-                f"{budget.name} {window.name} {limit} {amount} {window.end_ms or 0} {budget.unit}/{budget.scope}"
-            )
+            limit, of = budget.limit if budget.hard else None, f"{budget.unit}/{budget.scope}"
+            lines.append(str(Charge(budget.name, window.name, limit, amount, window.end_ms or 0, of)))
     return spec, "\n".join(lines)
 
 
@@ -61,11 +59,10 @@ def charged_again(spec: JobSpec, catalog: Catalog, now_ms: int, before: str) -> 
     """
     spec, charges = charged(spec, catalog, now_ms)
     lines = charges.splitlines()
-    for line in before.splitlines():
-        name, window, limit, amount, _, *unit = line.split(" ")
-        if name.partition(".")[0] in (spec.key_id, spec.batch_id):
-            current = window_at(period_of(window), now_ms)
-            lines.append(" ".join([name, current.name, limit, amount, str(current.end_ms or 0), *unit]))
+    for charge in map(Charge.parse, before.splitlines()):
+        if charge.name.partition(".")[0] in (spec.key_id, spec.batch_id):
+            current = window_at(period_of(charge.window), now_ms)
+            lines.append(str(replace(charge, window=current.name, end_ms=current.end_ms or 0)))
     return spec, "\n".join(lines)
 
 

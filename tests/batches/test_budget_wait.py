@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fabric.batches.budget_wait import Charge, may_yet_fit
+from fabric.batches.budget_wait import may_yet_fit
+from fabric.contracts.budget import Charge
 from fabric.store.budgets import Balance
 
 EXPIRES_MS = 1_000_000
@@ -27,4 +28,4 @@ KEY = ("pot", "w")
 def test_what_is_reserved_may_come_back_and_what_is_spent_does_not(
     line: str, balance: Balance | None, waits: bool
 ) -> None:
-    assert may_yet_fit(Charge.of(line), {KEY: balance}, EXPIRES_MS) is waits
+    assert may_yet_fit(Charge.parse(line), {KEY: balance}, EXPIRES_MS) is waits
