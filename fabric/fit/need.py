@@ -54,5 +54,10 @@ class Engine(Protocol):
     def need(self, ask: Ask) -> Need: ...
 
 
+def gib(count: int) -> str:
+    """Bytes, for people: in GiB, without the unit."""
+    return f"{count / 2**30:.1f}"
+
+
 def rounded_up(count: int, step: int) -> int:
     return -(-count // step) * step

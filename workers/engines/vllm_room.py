@@ -13,7 +13,7 @@ from fabric.contracts.catalog import Deployment
 from fabric.contracts.errors import ConfigError, ModelFileError
 from fabric.fit.estimate import longest
 from fabric.fit.hf_shape import hf_shape
-from fabric.fit.need import Ask, Need
+from fabric.fit.need import Ask, Need, gib
 from fabric.fit.vllm import Vllm
 from workers.engines.vllm_options import VllmOptions, argument, is_plain
 
@@ -51,7 +51,7 @@ def check_room(deployment: Deployment, options: VllmOptions, gpu_bytes: int | No
         changes.insert(0, f"`context_window: {shorter}`")
     raise ConfigError(
         f"Deployment {deployment.name!r}: the weights of {deployment.model} and the KV cache of one request of "
-        f"{context} tokens need {_gib(need.total)} GiB; vLLM may take {_gib(have)} GiB of {gpus} GPU(s). Set or take "
+        f"{context} tokens need {gib(need.total)} GiB; vLLM may take {gib(have)} GiB of {gpus} GPU(s). Set or take "
         f"{', '.join(changes[:-1])} or {changes[-1]}."
     )
 
@@ -61,7 +61,3 @@ class _Kept(Vllm):
 
     def need(self, ask: Ask) -> Need:
         return replace(super().need(ask), buffers=0, runtime=0)
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"

@@ -10,7 +10,7 @@ from fabric.fit.estimate import longest, most_parallel
 from fabric.fit.gguf import Header
 from fabric.fit.gguf_shape import gguf_shape
 from fabric.fit.llamacpp import LlamaCpp
-from fabric.fit.need import Ask
+from fabric.fit.need import Ask, gib
 from fabric.fit.shape import Shape
 
 #: The share of the memory, beyond the weights, that default slots may take for their contexts.
@@ -61,7 +61,7 @@ class Room:
             return
         raise ConfigError(
             f"Deployment {deployment.name!r}: {deployment.model} with {self.ask.parallel} slots of {self.ask.context} "
-            f"tokens needs {_gib(writing + embedding)} GiB, {_gib(self.memory)} GiB are free; "
+            f"tokens needs {gib(writing + embedding)} GiB, {gib(self.memory)} GiB are free; "
             f"{self._advice(embedding)}."
         )
 
@@ -83,7 +83,3 @@ class Room:
                 changes.append(f"`context_window: {context}`")
         changes.append("a smaller `options.cache_type_k` and `cache_type_v`" if changes else "a smaller model")
         return f"set {', '.join(changes[:-1])} or {changes[-1]}" if len(changes) > 1 else f"take {changes[0]}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"
